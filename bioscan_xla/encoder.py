@@ -1,0 +1,259 @@
+"""The encoder: loads an ESM model and runs packed rows through it.
+
+Enters: a model id or folder, and `Batch` records. Leaves: one float32 vector a segment, still on
+the device. Guaranteed: Hugging Face's own EsmModel computes it, attention stays inside a
+segment, nothing that could run code is unpickled, and no step waits for the device.
+"""
+
+import hashlib
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import AttentionInterface, AttentionMaskInterface, EsmConfig, EsmModel
+
+from . import __version__, runtime
+from .batches import FIRST_POSITION, Batch
+from .errors import ConfigError, ModelError
+from .onednn import reorder_linear_layers
+from .pooling import POOLINGS, pool
+from .runtime import Device
+from .tokens import VOCABULARY
+
+log = logging.getLogger(__name__)
+
+DEFAULT_MODEL = "InstaDeepAI/nucleotide-transformer-2.5b-multi-species"
+_SCORE_ELEMENTS = 1 << 19  # a tile of attention scores that stays in the L2 cache
+
+
+def _runs_attention(module, query, key, value, attention_mask, runs=None, scaling=None, **_):
+    """Attention over neighbouring segments of equal length; one row, no filler.
+
+    query, key, value: (1, heads, tokens, head_dim). Returns (1, tokens, heads, head_dim).
+    """
+    _, heads, tokens, dim = query.shape
+    output = query.new_empty(tokens, heads, dim)
+    start = 0
+    for count, length in runs:
+        # Segments a tile: at least one, as many as keep the scores small on a CPU.
+        most = count
+        if query.device.type == "cpu":
+            most = max(1, min(count, _SCORE_ELEMENTS // (heads * length * length)))
+        for first in range(0, count, most):
+            n = min(most, count - first)
+            stop = start + n * length
+            q, k, v = (
+                x[0, :, start:stop].reshape(heads, n, length, dim).transpose(0, 1)
+                for x in (query, key, value)
+            )
+            if query.device.type == "cpu":
+                scores = torch.matmul(q, k.transpose(2, 3)) * scaling
+                states = torch.matmul(torch.softmax(scores, -1), v)
+            else:
+                states = F.scaled_dot_product_attention(q, k, v, scale=scaling)
+            output[start:stop] = states.transpose(1, 2).reshape(n * length, heads, dim)
+            start = stop
+    return output[None], None
+
+
+def _segment_attention(module, query, key, value, attention_mask, segments=None, scaling=None,
+                       dropout=0.0, **_):
+    """Attention with the mask made on the device from `segments`, (rows, tokens)."""
+    same = segments[:, None, :, None] == segments[:, None, None, :]
+    scores = torch.matmul(query, key.transpose(2, 3)) * scaling
+    scores = torch.where(same, scores.float(), torch.finfo(torch.float32).min)
+    weights = torch.softmax(scores, -1).to(query.dtype)
+    if dropout:
+        weights = F.dropout(weights, dropout, module.training)
+    return torch.matmul(weights, value).transpose(1, 2), None
+
+
+def _no_mask(*args, **kwargs):
+    """Stands in for Hugging Face's mask code, which reads the mask back from the device."""
+    return None
+
+
+for _name, _function in (("packed_runs", _runs_attention), ("packed_segments", _segment_attention)):
+    AttentionInterface.register(_name, _function)
+    AttentionMaskInterface.register(_name, _no_mask)
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A loaded model with its way of pooling.
+
+    Attributes:
+        model: the EsmModel, on the device, in evaluation mode.
+        device: where it runs.
+        pooling: see `pooling.pool`.
+        max_tokens: the longest window, `<cls>` included.
+        overlap_tokens: tokens that neighbouring windows of a long sequence share.
+        fingerprint: all that decides what a vector is, as strings.
+    """
+
+    model: nn.Module
+    device: Device
+    pooling: str
+    max_tokens: int
+    overlap_tokens: int
+    fingerprint: dict[str, str]
+
+    @property
+    def hidden(self) -> int:
+        """Length of a vector."""
+        return self.model.config.hidden_size
+
+    def flops(self, tokens: int, squared: int) -> float:
+        """Floating-point operations of a forward pass.
+
+        Args:
+            tokens: number of real tokens.
+            squared: sum over windows of their token count squared (attention's scores).
+        """
+        config = self.model.config
+        layers = len(self.model.encoder.layer)
+        linear = 8 * config.hidden_size**2 + 4 * config.hidden_size * config.intermediate_size
+        return layers * (float(tokens) * linear + 4.0 * config.hidden_size * squared)
+
+    @torch.inference_mode()
+    def encode(self, batch: Batch) -> torch.Tensor:
+        """Start computing a batch: (rows, num_segments, hidden) float32, on the device."""
+        ids, positions, segments = (
+            runtime.put(self.device, array)
+            for array in (batch.input_ids, batch.positions, batch.segments)
+        )
+        states = self.model(
+            input_ids=ids, position_ids=positions, segments=segments, runs=batch.runs
+        ).last_hidden_state
+        vectors = pool(
+            states, positions, segments, batch.num_segments, self.pooling, FIRST_POSITION
+        )
+        return runtime.launch(self.device, vectors)
+
+
+def load_encoder(
+    model: str = DEFAULT_MODEL, *, device: Device, revision: str | None = None,
+    adapter: str | None = None, pooling: str = "mean", layer: int = -1, overlap_tokens: int = 100,
+) -> Encoder:
+    """Load a model for inference.
+
+    Args:
+        model: Hugging Face id or local folder of an ESM model with the 6-mer vocabulary.
+        device: an opened device.
+        revision: commit of a hub model; None takes the hub's current one.
+        adapter: folder or id of a PEFT adapter; it is merged into the weights.
+        pooling: `mean`, `mean_no_special`, `cls` or `max`.
+        layer: which hidden state is pooled: -1 the last, 0 the embeddings, k the output of
+            layer k (numbered as Hugging Face's `hidden_states`).
+        overlap_tokens: tokens that neighbouring windows of a long sequence share.
+
+    Raises:
+        ModelError: not found, another family, or only loadable by running code from the hub.
+        ConfigError: unknown pooling, no such layer, an overlap that leaves no progress.
+    """
+    if pooling not in POOLINGS:
+        raise ConfigError(f"pooling {pooling!r} is unknown; choose one of {', '.join(POOLINGS)}")
+    config = _read_config(model, revision)
+    max_tokens = config.max_position_embeddings - FIRST_POSITION
+    if not 0 <= overlap_tokens < (max_tokens - 1) // 2 + 1:
+        raise ConfigError(
+            f"overlap_tokens {overlap_tokens} must lie between 0 and {(max_tokens - 1) // 2}"
+        )
+    if not -1 <= layer <= config.num_hidden_layers:
+        raise ConfigError(f"layer {layer} must lie between -1 and {config.num_hidden_layers}")
+    esm = _load_weights(model, revision, config, device.dtype)
+    fingerprint = {
+        "model": str(Path(model).resolve()) if Path(model).is_dir() else model,
+        "revision": getattr(esm.config, "_commit_hash", None) or revision or "",
+        "weights": _sample_hash(esm),
+        "adapter": "",
+        "adapter_hash": "",
+        "tokenizer": "6-mer-4105",
+        "pooling": pooling,
+        "layer": str(layer),
+        "dtype": device.dtype_name,
+        "window": f"{max_tokens}/{overlap_tokens}",
+        "overlap_tokens": str(overlap_tokens),
+        "version": __version__.split("+")[0],
+    }
+    if adapter:
+        esm = _merge_adapter(esm, adapter)
+        fingerprint |= {"adapter": adapter, "adapter_hash": _sample_hash(esm)}
+    if layer not in (-1, config.num_hidden_layers):
+        esm.encoder.layer = esm.encoder.layer[:layer]
+        esm.encoder.emb_layer_norm_after = None
+    esm.set_attn_implementation("packed_segments" if device.kind == "xla" else "packed_runs")
+    esm = esm.to(device.dtype).eval().requires_grad_(False)
+    if device.kind == "cpu":
+        reorder_linear_layers(esm)
+    else:
+        esm = esm.to(device.torch_device)
+    log.info("model %s: %d layers, hidden %d", model, len(esm.encoder.layer), config.hidden_size)
+    return Encoder(esm, device, pooling, max_tokens, overlap_tokens, fingerprint)
+
+
+def _read_config(model: str, revision: str | None) -> EsmConfig:
+    folder = Path(model)
+    try:
+        raw, _ = EsmConfig.get_config_dict(model, revision=revision)
+    except (OSError, ValueError) as error:
+        remedy = (
+            f"the folder {folder} has no config.json; name the folder that does"
+            if folder.is_dir()
+            else "check the id, the network and (for a private model) HF_TOKEN, or download the "
+            "model elsewhere and pass its folder as --model FOLDER"
+        )
+        raise ModelError(f"model {model!r} could not be read: {remedy}") from error
+    if raw.get("auto_map"):
+        raise ModelError(
+            f"model {model!r} can only be loaded by running code from its repository, which is "
+            "refused; take a Nucleotide Transformer of version 1"
+        )
+    if raw.get("model_type") != "esm" or raw.get("vocab_size") != len(VOCABULARY):
+        raise ModelError(
+            f"model {model!r} is {raw.get('model_type')!r} with {raw.get('vocab_size')} tokens; "
+            f"needed is 'esm' with the {len(VOCABULARY)} tokens of Nucleotide Transformer version 1"
+        )
+    return EsmConfig.from_dict(raw)
+
+
+def _load_weights(model: str, revision: str | None, config: EsmConfig, dtype: torch.dtype):
+    options = dict(
+        config=config, revision=revision, dtype=dtype, add_pooling_layer=False,
+        trust_remote_code=False, weights_only=True,
+    )
+    try:
+        return EsmModel.from_pretrained(model, **options)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ModelError(
+            f"the weights of {model!r} could not be loaded ({error}); is the download complete?"
+        ) from error
+
+
+def _merge_adapter(esm: nn.Module, adapter: str) -> nn.Module:
+    from peft import PeftModel
+
+    try:
+        merged = PeftModel.from_pretrained(esm, adapter).merge_and_unload()
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise ModelError(
+            f"adapter {adapter!r} could not be loaded onto the model ({error}); name the folder "
+            "that holds adapter_config.json and adapter_model.safetensors"
+        ) from error
+    return merged
+
+
+def _sample_hash(esm: nn.Module) -> str:
+    """A hash over the shapes and some values of every weight: tells models apart in a second."""
+    digest = hashlib.sha256(json.dumps(esm.config.hidden_size).encode())
+    for name, weight in sorted(esm.named_parameters()):
+        if "contact_head" in name or "pooler" in name:
+            continue
+        flat = weight.detach().flatten()
+        values = flat[:: max(1, len(flat) // 64)][:64].float()
+        digest.update(f"{name}{tuple(weight.shape)}".encode() + values.numpy().tobytes())
+    return digest.hexdigest()[:16]

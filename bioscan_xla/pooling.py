@@ -1,0 +1,49 @@
+"""Token states to one vector a segment: the only place that pools. Pure functions.
+
+Enters: hidden states of packed rows and the segment number of every token. Leaves: one float32
+vector a segment. Filler tokens (segment -1) never contribute.
+"""
+
+import torch
+
+POOLINGS = ("mean", "mean_no_special", "cls", "max")
+
+
+def pool(
+    hidden: torch.Tensor, positions: torch.Tensor, segments: torch.Tensor, num_segments: int,
+    pooling: str = "mean", first_position: int = 2,
+) -> torch.Tensor:
+    """Pool each segment of each row.
+
+    Args:
+        hidden: (rows, tokens, hidden), any float dtype.
+        positions: (rows, tokens); `first_position` marks the `<cls>` of a segment.
+        segments: (rows, tokens), 0 up to `num_segments` - 1, filler -1.
+        num_segments: how many segments a row can hold.
+        pooling: `mean` over all tokens, the special one included (the model card's recipe);
+            `mean_no_special`; `cls`; `max` over all tokens.
+        first_position: position number of a segment's first token.
+
+    Returns:
+        (rows, num_segments, hidden), float32; zeros for segments that a row does not hold.
+    """
+    numbers = torch.arange(num_segments, device=segments.device, dtype=segments.dtype)
+    if pooling == "max":
+        lowest = torch.finfo(hidden.dtype).min
+        parts = [
+            torch.where((segments == k)[..., None], hidden, lowest).amax(1)
+            for k in range(num_segments)
+        ]
+        held = (segments[:, None, :] == numbers[None, :, None]).any(-1, keepdim=True)
+        return torch.where(held, torch.stack(parts, 1), 0).float()
+    member = segments[:, None, :] == numbers[None, :, None]  # (rows, segments, tokens)
+    is_cls = (positions == first_position)[:, None, :]
+    if pooling == "cls":
+        member = member & is_cls
+    elif pooling == "mean_no_special":
+        # A sequence of no tokens at all has only its <cls>: keep it rather than divide by zero.
+        rest = member & ~is_cls
+        member = torch.where(rest.any(-1, keepdim=True), rest, member)
+    weights = member.to(torch.float32)
+    total = torch.matmul(weights, hidden.float())
+    return total / weights.sum(-1, keepdim=True).clamp(min=1)

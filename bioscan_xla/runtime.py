@@ -1,0 +1,188 @@
+"""The device: open it, put arrays on it, fetch results from it. The only file that imports torch_xla.
+
+Enters: a device name (`auto`, `xla`, `cuda`, `cpu`) and numpy arrays. Leaves: a `Device` record
+and numpy arrays. Guaranteed: XLA runs as one process a host with an SPMD mesh over all devices
+of it; the first axis of what is put is divided over the mesh axis `data`; a fetch compiles nothing.
+"""
+
+import ctypes
+import importlib.util
+import logging
+import os
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from .errors import ConfigError, DeviceError
+
+log = logging.getLogger(__name__)
+
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+@dataclass(frozen=True)
+class Device:
+    """An opened device.
+
+    Attributes:
+        kind: `cpu`, `cuda` or `xla`.
+        torch_device: where tensors live.
+        dtype: dtype of the weights and activations.
+        mesh: the SPMD mesh on XLA, else None.
+        num_devices: how many devices the batch is divided over.
+        why: one line that says why this device was taken.
+    """
+
+    kind: str
+    torch_device: torch.device
+    dtype: torch.dtype
+    mesh: Any
+    num_devices: int
+    why: str
+
+    @property
+    def dtype_name(self) -> str:
+        """`bfloat16` or `float32`."""
+        return str(self.dtype).removeprefix("torch.")
+
+
+def _cpu_has_bfloat16() -> bool:
+    """True where the processor multiplies bfloat16 natively (AVX512-BF16, AMX or Arm BF16)."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    return any(word in flags for word in ("avx512_bf16", "amx_bf16", " bf16"))
+
+
+def _has_tpu() -> bool:
+    if importlib.util.find_spec("torch_xla") is None:
+        return False
+    named = os.environ.get("PJRT_DEVICE", "").upper()
+    return named == "TPU" or (not named and any(Path("/dev").glob("accel[0-9]*")))
+
+
+def _choose(name: str) -> tuple[str, str]:
+    if name not in ("auto", "xla", "cuda", "cpu"):
+        raise ConfigError(f"device {name!r} is unknown; choose auto, xla, cuda or cpu")
+    if name != "auto":
+        return name, "asked for"
+    if _has_tpu():
+        return "xla", "a TPU was found"
+    if torch.cuda.is_available():
+        return "cuda", "no TPU was found, but a CUDA GPU"
+    return "cpu", "neither a TPU nor a CUDA GPU was found"
+
+
+def open_device(name: str = "auto", dtype: str | None = None) -> Device:
+    """Open a device.
+
+    Args:
+        name: `auto` (TPU, then CUDA, then CPU), `xla`, `cuda` or `cpu`.
+        dtype: `bfloat16` or `float32`; None takes bfloat16 on XLA and CUDA, and on a CPU that
+            multiplies it natively.
+
+    Raises:
+        ConfigError: an unknown name or dtype.
+        DeviceError: the device is not usable here; the message says why.
+    """
+    kind, why = _choose(name)
+    if dtype is None:
+        dtype = "bfloat16" if kind != "cpu" or _cpu_has_bfloat16() else "float32"
+    if dtype not in DTYPES:
+        raise ConfigError(f"dtype {dtype!r} is unknown; choose bfloat16 or float32")
+    if kind == "xla":
+        device = _open_xla(DTYPES[dtype], why)
+    elif kind == "cuda":
+        if not torch.cuda.is_available():
+            raise DeviceError("no CUDA GPU is usable here; take --device cpu or --device auto")
+        device = Device(kind, torch.device("cuda"), DTYPES[dtype], None, 1, why)
+    else:
+        _keep_large_buffers()
+        device = Device(kind, torch.device("cpu"), DTYPES[dtype], None, 1, why)
+    log.info("device %s (%d), %s: %s", device.kind, device.num_devices, dtype, why)
+    return device
+
+
+def _open_xla(dtype: torch.dtype, why: str) -> Device:
+    try:
+        import torch_xla
+        import torch_xla.distributed.spmd as xs
+        import torch_xla.runtime as xr
+    except ImportError as error:
+        raise DeviceError(
+            f"torch_xla cannot be imported ({error}); it exists for Linux on x86-64 and pairs with "
+            "the torch of the same version. Take --device cpu or cuda elsewhere"
+        ) from error
+    try:
+        xr.use_spmd()  # must come before anything touches a device
+        if os.environ.get("PJRT_DEVICE", "").upper() != "CPU":
+            # The CPU backend can write this cache but not read it back.
+            cache = os.environ.get("XLA_CACHE_DIR") or str(Path.home() / ".cache/bioscan_xla/xla")
+            xr.initialize_cache(cache, readonly=False)
+        count = xr.global_runtime_device_count()
+        mesh = xs.Mesh(np.arange(count), (count,), ("data",))
+        if dtype == torch.float32:
+            torch_xla.backends.set_mat_mul_precision("highest")  # a TPU multiplies bfloat16 else
+        return Device("xla", torch_xla.device(), dtype, mesh, count, why)
+    except RuntimeError as error:
+        raise DeviceError(
+            f"XLA did not start ({error}); is another process holding the TPU? "
+            "PJRT_DEVICE=CPU runs the same programs on this machine's processor"
+        ) from error
+
+
+def _keep_large_buffers() -> None:
+    """Ask glibc to keep large freed buffers, so that activations do not fault their pages anew."""
+    if platform.libc_ver()[0] != "glibc":
+        return
+    libc = ctypes.CDLL(None)
+    m_trim_threshold, m_mmap_threshold = -1, -3  # malloc.h
+    libc.mallopt(m_mmap_threshold, 1 << 30)
+    libc.mallopt(m_trim_threshold, 2 << 30)
+
+
+def put(device: Device, array: np.ndarray) -> torch.Tensor:
+    """Start moving an array to the device; on XLA its first axis is divided over the mesh."""
+    tensor = torch.from_numpy(array)
+    if device.kind == "cpu":
+        return tensor
+    if device.kind == "cuda":
+        return tensor.pin_memory().to(device.torch_device, non_blocking=True)
+    import torch_xla.distributed.spmd as xs
+
+    tensor = tensor.to(device.torch_device)
+    xs.mark_sharding(tensor, device.mesh, ("data", *(None,) * (tensor.ndim - 1)))
+    return tensor
+
+
+def launch(device: Device, result: torch.Tensor) -> torch.Tensor:
+    """Start computing `result` without waiting for it; end of one step of the program."""
+    if device.kind == "xla":
+        import torch_xla
+        import torch_xla.distributed.spmd as xs
+
+        # Replicated inside the program: fetching a sharded tensor compiles a gather every time.
+        xs.mark_sharding(result, device.mesh, (None,) * result.ndim)
+        torch_xla.sync()
+    return result
+
+
+def fetch(result: torch.Tensor) -> np.ndarray:
+    """Wait for a launched result and bring it to the host."""
+    return result.cpu().numpy()
+
+
+def counters(device: Device) -> dict[str, int]:
+    """Number of compiled programs and of operations that fell back to the host, so far."""
+    if device.kind != "xla":
+        return {"compiles": 0, "host_fallbacks": 0}
+    import torch_xla.debug.metrics as met
+
+    compiled = met.metric_data("CompileTime")
+    fallbacks = sum(met.counter_value(n) for n in met.counter_names() if n.startswith("aten::"))
+    return {"compiles": compiled[0] if compiled else 0, "host_fallbacks": fallbacks}
