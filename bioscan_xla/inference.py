@@ -6,7 +6,7 @@ in the order of the jobs. Guaranteed: one vector a sequence, the same whatever i
 
 import itertools
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -16,6 +16,8 @@ import torch
 from . import runtime
 from .batches import Batch, Packer, Window, cut_windows, layout
 from .encoder import Encoder
+from .errors import InputError
+from .records import clean_sequences
 from .tokens import tokenize
 
 T = TypeVar("T")
@@ -24,16 +26,25 @@ _IN_FLIGHT = 2  # batches given to the device before the oldest result is asked 
 
 @dataclass
 class Job(Generic[T]):
-    """Sequences that belong together, and their vectors while they come in."""
+    """Sequences that belong together, and their vectors while they come in.
+
+    Attributes:
+        item: what the caller knows the job by.
+        inverse: (sequences,) which distinct sequence each is.
+        windows: all windows of the distinct sequences.
+        missing: (distinct,) windows that are not computed yet.
+        weights: (distinct,) tokens computed so far.
+        num_windowed: sequences that took more than one window.
+        vectors: (distinct, hidden) float32, made when the job starts.
+    """
 
     item: T
-    inverse: np.ndarray  # (sequences,) which distinct sequence each is
+    inverse: np.ndarray
     windows: list[Window]
-    num_distinct: int
+    missing: np.ndarray
+    weights: np.ndarray
     num_windowed: int
-    vectors: np.ndarray | None = None
-    weights: np.ndarray | None = None
-    waiting: int = 0
+    vectors: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.float32))
 
 
 @dataclass
@@ -70,28 +81,34 @@ def prepare(number: int, item: T, sequences: Sequence[str], max_tokens: int, ove
         (distinct.setdefault(sequence, len(distinct)) for sequence in sequences),
         np.int64, len(sequences),
     )
-    tokens = tokenize(list(distinct))
-    windows = cut_windows(tokens, number, max_tokens, overlap)
-    many = np.diff(tokens.offsets) > max_tokens
-    return Job(item, inverse, windows, len(distinct), int(many[inverse].sum()) if len(inverse) else 0)
+    windows = cut_windows(tokenize(list(distinct)), number, max_tokens, overlap)
+    owners = np.fromiter((window.owner[1] for window in windows), np.int64, len(windows))
+    missing = np.bincount(owners, minlength=len(distinct))
+    weights = np.zeros(len(distinct), np.float32)
+    return Job(item, inverse, windows, missing, weights, int((missing > 1)[inverse].sum()))
 
 
-def run_jobs(encoder: Encoder, jobs: Iterable[Job[T]], totals: Totals) -> Iterator[tuple[T, np.ndarray]]:
+def run_jobs(
+    encoder: Encoder, jobs: Iterable[Job[T]], totals: Totals,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Iterator[tuple[T, np.ndarray, np.ndarray]]:
     """Compute jobs on the device.
 
     Args:
         encoder: the loaded model.
         jobs: numbered from 0 in their windows, as `prepare` makes them.
         totals: is added to.
+        should_stop: asked after every batch; once True, what is on the device is finished and
+            nothing more is begun.
 
     Yields:
-        (item, vectors) in the order of the jobs; vectors (sequences, hidden) float32.
+        (item, vectors, ready) in the order of the jobs: vectors (sequences, hidden) float32, and
+        ready (sequences,) bool, all True unless stopped.
     """
     device = encoder.device
     packer = Packer(layout(device.kind, device.num_devices, encoder.max_tokens))
     open_jobs: dict[int, Job[T]] = {}
     in_flight: deque[tuple[Batch, torch.Tensor]] = deque()
-    first = 0
 
     def collect() -> None:
         batch, result = in_flight.popleft()
@@ -100,42 +117,42 @@ def run_jobs(encoder: Encoder, jobs: Iterable[Job[T]], totals: Totals) -> Iterat
             number, index = window.owner
             _accept(open_jobs[number], index, len(window), values[row, segment], encoder.pooling)
 
-    def finished() -> Iterator[tuple[T, np.ndarray]]:
-        nonlocal first
-        while first in open_jobs and open_jobs[first].waiting == 0:
-            job = open_jobs.pop(first)
-            first += 1
-            assert job.vectors is not None and job.weights is not None
-            if encoder.pooling != "max":
-                job.vectors /= np.maximum(job.weights, 1)[:, None]
-            yield job.item, job.vectors[job.inverse]
+    def finished() -> Iterator[tuple[T, np.ndarray, np.ndarray]]:
+        while open_jobs:
+            first = next(iter(open_jobs))  # a dict keeps the order of insertion
+            if open_jobs[first].missing.any():
+                return
+            yield _result(open_jobs.pop(first), encoder.pooling)
 
     for number, job in enumerate(itertools.chain(jobs, [None])):
         if job is None:
             batches = packer.flush()
         else:
-            job.vectors = np.zeros((job.num_distinct, encoder.hidden), np.float32)
-            job.weights = np.zeros(job.num_distinct, np.float32)
-            job.waiting = len(job.windows)
+            job.vectors = np.zeros((len(job.missing), encoder.hidden), np.float32)
             open_jobs[number] = job
             totals.sequences += len(job.inverse)
-            totals.distinct += job.num_distinct
+            totals.distinct += len(job.missing)
             totals.windowed += job.num_windowed
             batches = packer.add(job.windows)
         for batch in batches:
+            if should_stop():
+                break
             totals.count(batch)
             in_flight.append((batch, encoder.encode(batch)))
             if len(in_flight) >= _IN_FLIGHT:
                 collect()
             yield from finished()
-        if job is None:
+        if job is None or should_stop():
             while in_flight:
                 collect()
         yield from finished()
+        if should_stop():
+            for begun in open_jobs.values():
+                yield _result(begun, encoder.pooling)
+            return
 
 
 def _accept(job: Job, index: int, tokens: int, vector: np.ndarray, pooling: str) -> None:
-    assert job.vectors is not None and job.weights is not None
     if pooling == "max":
         known = job.weights[index] > 0
         job.vectors[index] = np.maximum(job.vectors[index], vector) if known else vector
@@ -143,11 +160,29 @@ def _accept(job: Job, index: int, tokens: int, vector: np.ndarray, pooling: str)
         # The token-weighted mean over the windows of a long sequence.
         job.vectors[index] += tokens * vector
     job.weights[index] += tokens
-    job.waiting -= 1
+    job.missing[index] -= 1
+
+
+def _result(job: Job[T], pooling: str) -> tuple[T, np.ndarray, np.ndarray]:
+    if pooling != "max":
+        job.vectors /= np.maximum(job.weights, 1)[:, None]
+    return job.item, job.vectors[job.inverse], (job.missing == 0)[job.inverse]
 
 
 def embed_sequences(encoder: Encoder, sequences: Sequence[str]) -> np.ndarray:
-    """Vectors of some sequences, (sequences, hidden) float32, in their order."""
+    """Vectors of cleaned sequences, (sequences, hidden) float32, in their order."""
     job = prepare(0, None, sequences, encoder.max_tokens, encoder.overlap_tokens)
-    ((_, vectors),) = run_jobs(encoder, [job], Totals())
+    ((_, vectors, _),) = run_jobs(encoder, [job], Totals())
     return vectors
+
+
+def embed_text(encoder: Encoder, texts: Sequence[str]) -> np.ndarray:
+    """Vectors of sequences as people type them: cleaned first, (sequences, hidden) float32.
+
+    Raises:
+        InputError: one cannot be used; the message says which and why.
+    """
+    sequences, complaints, _ = clean_sequences(texts)
+    for number, reason in complaints.items():
+        raise InputError(f"sequence {number + 1} of {len(texts)}: {reason}")
+    return embed_sequences(encoder, sequences)

@@ -1,3 +1,41 @@
-"""The seven taxonomic ranks, highest first."""
+"""The seven taxonomic ranks, and lineages as headers of reference files write them."""
+
+import re
 
 RANKS = ("kingdom", "phylum", "class", "order", "family", "genus", "species")
+
+HEADER_STYLES = ("sintax", "silva")
+
+Lineage = tuple[str | None, ...]
+"""One name a rank, highest first; None where unknown."""
+
+_SINTAX = re.compile(r";tax=([^;]*)")
+_SINTAX_LETTERS = dict(zip("kpcofgs", RANKS, strict=True)) | {"d": "kingdom"}
+
+
+def split_header(header: str, style: str) -> tuple[str, Lineage]:
+    """Id and lineage of a FASTA header.
+
+    `sintax`: `id;tax=k:Animalia,p:Annelida,...;`, where `d` (domain) stands for kingdom when no
+    `k` is given. `silva`: `id Eukaryota;Annelida;...`, names from the highest rank down; a lineage
+    of more than seven names does not tell which rank each has, so only its first (kingdom) and
+    last (species) are taken.
+
+    Reference: https://www.drive5.com/usearch/manual/tax_annot.html and
+        https://www.arb-silva.de/documentation/silva-taxonomy
+    """
+    if style == "sintax":
+        match = _SINTAX.search(header)
+        named: dict[str, str] = {}
+        for part in match.group(1).split(",") if match else ():
+            letter, _, name = part.partition(":")
+            rank = _SINTAX_LETTERS.get(letter.strip())
+            if rank and name.strip() and (letter != "d" or rank not in named):
+                named[rank] = name.strip().replace("_", " ")
+        words = header.split(";", 1)[0].split(maxsplit=1)
+        return (words[0] if words else ""), tuple(named.get(rank) for rank in RANKS)
+    name, _, text = header.strip().partition(" ")
+    names = [part.strip() or None for part in text.strip().rstrip(";").split(";")]
+    if len(names) > len(RANKS):
+        names = [names[0], *[None] * (len(RANKS) - 2), names[-1]]
+    return name, tuple(names + [None] * (len(RANKS) - len(names)))

@@ -1,0 +1,117 @@
+"""A copy of a local database on a folder that cannot hold a live one, such as a mounted Drive.
+
+Lance commits need hard links, which such mounts refuse; finished files can be copied there.
+Guaranteed: the copy is readable at every moment, because a table's manifests (`_versions`), which
+name its files, are copied after the files they name and deleted before them.
+"""
+
+import logging
+import os
+import shutil
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+from .errors import TableError
+
+log = logging.getLogger(__name__)
+
+_EVERY_SECONDS = 1800.0
+
+
+def copy_database(source: str | Path, destination: str | Path) -> int:
+    """Bring `destination` up to `source`; files already there are not copied again.
+
+    Returns:
+        Number of files copied.
+    """
+    source, destination = Path(source), Path(destination)
+    # Listed first: all that these manifests name exists already.
+    manifests = _files(source, manifests=True)
+    others = _files(source, manifests=False)
+    copied = 0
+    for name in [*others, *manifests]:
+        copied += _copy_file(source / name, destination / name)
+    kept = {*manifests, *others}
+    for stale in (True, False):
+        for name in _files(destination, manifests=stale):
+            ours = name.parts[0].endswith(".lance") and (source / name.parts[0]).is_dir()
+            if ours and name not in kept and not (source / name).exists():
+                (destination / name).unlink(missing_ok=True)
+    return copied
+
+
+def _files(folder: Path, manifests: bool) -> list[Path]:
+    return sorted(
+        path.relative_to(folder)
+        for path in folder.rglob("*")
+        if path.is_file() and not path.name.endswith(".part")
+        and ("_versions" in path.parts) == manifests
+    )
+
+
+def _copy_file(source: Path, destination: Path) -> bool:
+    try:
+        size = source.stat().st_size
+    except FileNotFoundError:
+        return False  # compacted away meanwhile; the next copy has what replaced it
+    # Lance never rewrites a file; the lists of rejected records grow.
+    is_changing = not any(part.endswith(".lance") for part in destination.parts)
+    if not is_changing and destination.exists() and destination.stat().st_size == size:
+        return False
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    part = destination.with_name(destination.name + ".part")
+    shutil.copyfile(source, part)
+    os.replace(part, destination)
+    return True
+
+
+def restore(mirror: str | Path, database: str | Path, table: str) -> bool:
+    """Copy the mirror back where the local table is gone; True if that was done."""
+    there = Path(mirror) / f"{table}.lance" / "_versions"
+    here = Path(database) / f"{table}.lance" / "_versions"
+    if here.is_dir() and any(here.iterdir()) or not (there.is_dir() and any(there.iterdir())):
+        return False
+    log.info("restoring %s from its mirror %s", database, mirror)
+    try:
+        copy_database(mirror, database)
+    except OSError as error:
+        raise TableError(
+            f"{mirror}: the mirror could not be copied back to {database} ({error}); check both "
+            "paths and the free space"
+        ) from error
+    return True
+
+
+class Mirror:
+    """Copies a database beside the run, at most every half hour; failures are only warned of."""
+
+    def __init__(self, database: str, destination: str):
+        """Take a local database and the folder that gets its copy."""
+        self.database, self.destination = database, destination
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="mirror")
+        self._last = time.monotonic()
+        self._running: Future[None] | None = None
+
+    def after_commit(self) -> None:
+        """Start a copy if the last is half an hour old and finished."""
+        if time.monotonic() - self._last < _EVERY_SECONDS:
+            return
+        if self._running is None or self._running.done():
+            self._last = time.monotonic()
+            self._running = self._worker.submit(self._copy)
+
+    def finish(self) -> None:
+        """Copy once more and wait for it."""
+        self._worker.submit(self._copy)
+        self._worker.shutdown(wait=True)
+
+    def _copy(self) -> None:
+        try:
+            copied = copy_database(self.database, self.destination)
+            log.info("mirror %s: %d files copied", self.destination, copied)
+        except OSError as error:
+            log.warning(
+                "mirror %s: the copy failed (%s); is the folder mounted, is there space? The "
+                "local table is not affected", self.destination, error,
+            )

@@ -1,0 +1,170 @@
+"""A built-in sample and a small model, so that everything can be tried without a download.
+
+`python -m bioscan_xla.sample FOLDER` writes `sample.parquet`, `query.fasta` and `model/`.
+
+The sequences are simulated: along a small taxonomy of real deep-sea names, substitutions are
+drawn on every branch, so that near relatives have near sequences. They are not real records.
+The model has the architecture and vocabulary of Nucleotide Transformer with random weights.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from .taxonomy import RANKS
+from .tokens import CLS_ID, MASK_ID, PAD_ID, VOCABULARY, save_tokenizer
+
+_LINEAGES = """
+Animalia;Annelida;Polychaeta;Sabellida;Siboglinidae;Riftia;Riftia pachyptila
+Animalia;Annelida;Polychaeta;Sabellida;Siboglinidae;Osedax;Osedax frankpressi
+Animalia;Annelida;Polychaeta;Sabellida;Siboglinidae;Osedax;Osedax rubiplumus
+Animalia;Annelida;Polychaeta;Terebellida;Alvinellidae;Alvinella;Alvinella pompejana
+Animalia;Annelida;Polychaeta;Phyllodocida;Polynoidae;Branchinotogluma;Branchinotogluma sandersi
+Animalia;Arthropoda;Malacostraca;Decapoda;Alvinocarididae;Rimicaris;Rimicaris exoculata
+Animalia;Arthropoda;Malacostraca;Decapoda;Alvinocarididae;Rimicaris;Rimicaris chacei
+Animalia;Arthropoda;Malacostraca;Decapoda;Kiwaidae;Kiwa;Kiwa hirsuta
+Animalia;Arthropoda;Malacostraca;Amphipoda;Alicellidae;Alicella;Alicella gigantea
+Animalia;Arthropoda;Malacostraca;Isopoda;Cirolanidae;Bathynomus;Bathynomus giganteus
+Animalia;Cnidaria;Anthozoa;Actiniaria;Actinostolidae;Actinostola;Actinostola callosa
+Animalia;Cnidaria;Anthozoa;Scleractinia;Caryophylliidae;Desmophyllum;Desmophyllum pertusum
+Animalia;Cnidaria;Anthozoa;Scleractinia;Caryophylliidae;Desmophyllum;Desmophyllum dianthus
+Animalia;Cnidaria;Hydrozoa;Siphonophorae;Apolemiidae;Apolemia;Apolemia lanosa
+Animalia;Chordata;Teleostei;Perciformes;Liparidae;Pseudoliparis;Pseudoliparis swirei
+Animalia;Chordata;Teleostei;Perciformes;Liparidae;Careproctus;Careproctus melanurus
+Animalia;Chordata;Teleostei;Ophidiiformes;Ophidiidae;Bassozetus;Bassozetus compressus
+Animalia;Chordata;Teleostei;Lophiiformes;Ceratiidae;Ceratias;Ceratias holboelli
+Animalia;Echinodermata;Holothuroidea;Elasipodida;Elpidiidae;Scotoplanes;Scotoplanes globosa
+Animalia;Echinodermata;Holothuroidea;Elasipodida;Elpidiidae;Peniagone;Peniagone vitrea
+Animalia;Echinodermata;Ophiuroidea;Ophiurida;Ophiuridae;Ophiura;Ophiura ljungmani
+Animalia;Mollusca;Bivalvia;Mytilida;Mytilidae;Bathymodiolus;Bathymodiolus thermophilus
+Animalia;Mollusca;Bivalvia;Mytilida;Mytilidae;Bathymodiolus;Bathymodiolus azoricus
+Animalia;Mollusca;Gastropoda;Neomphalida;Peltospiridae;Chrysomallon;Chrysomallon squamiferum
+""".strip().splitlines()
+
+# Share of bases that change on the branch to a taxon of this rank, and to an individual.
+_CHANGE = dict(zip(RANKS, (0.0, 0.16, 0.10, 0.08, 0.06, 0.05, 0.03), strict=True))
+_CHANGE_WITHIN_SPECIES = 0.004
+_MARKERS = {"COI": (658, 0.65), "12S": (170, 0.25), "18S": (1800, 0.08), "rRNA": (6400, 0.02)}
+"""Length in bp and share of the records; the last is longer than one window of the model."""
+
+
+def simulate(num_sequences: int = 400, seed: int = 0) -> pa.Table:
+    """Simulated records with lineage, depth and position; the same for the same seed.
+
+    Reference: substitutions after Jukes and Cantor (1969): every other base is equally likely.
+    """
+    rng = np.random.default_rng(seed)
+    ancestors: dict[tuple[str, ...], np.ndarray] = {}
+
+    def descend(lineage: tuple[str, ...], marker: str) -> np.ndarray:
+        if (marker, *lineage) not in ancestors:
+            if lineage:
+                change = _CHANGE[RANKS[len(lineage) - 1]]
+                bases = _mutate(descend(lineage[:-1], marker), change, rng)
+            else:
+                bases = rng.integers(0, 4, _MARKERS[marker][0])
+            ancestors[marker, *lineage] = bases
+        return ancestors[marker, *lineage]
+
+    names, shares = list(_MARKERS), [share for _, share in _MARKERS.values()]
+    rows = []
+    for number in range(num_sequences):
+        lineage = tuple(_LINEAGES[number % len(_LINEAGES)].split(";"))
+        marker = str(rng.choice(names, p=shares))
+        bases = _mutate(descend(lineage, marker), _CHANGE_WITHIN_SPECIES, rng)
+        if rng.random() < 0.15:  # an amplicon: a part of the marker
+            length = int(rng.integers(len(bases) // 3, len(bases)))
+            start = int(rng.integers(0, len(bases) - length + 1))
+            bases = bases[start : start + length]
+        sequence = "".join(np.array(list("ACGT"))[bases])
+        if rng.random() < 0.1:  # a base the sequencer could not tell
+            place = int(rng.integers(0, len(sequence)))
+            sequence = sequence[:place] + "N" + sequence[place + 1 :]
+        rows.append({
+            "sequence_id": f"SIM{number:05d}",
+            "dna_sequence": sequence,
+            **dict(zip(RANKS, lineage, strict=True)),
+            "depth": round(float(rng.uniform(200, 6000)), 1),
+            "latitude": round(float(rng.uniform(-60, 70)), 4),
+            "longitude": round(float(rng.uniform(-180, 180)), 4),
+            "marker": marker,
+        })
+    return pa.Table.from_pylist(rows)
+
+
+def _mutate(bases: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
+    changed = rng.random(len(bases)) < share
+    return np.where(changed, (bases + rng.integers(1, 4, len(bases))) % 4, bases)
+
+
+def write_sample(path: str | Path, num_sequences: int = 400, seed: int = 0) -> None:
+    """Write simulated records as Parquet; the last ones cannot be used, as in real files."""
+    table = simulate(num_sequences, seed)
+    bad = table.slice(0, 2).to_pylist()
+    bad[0] |= {"sequence_id": "SIM_EMPTY", "dna_sequence": ""}
+    bad[1] |= {"sequence_id": "SIM_PROTEIN", "dna_sequence": "MKLVEEQPFWY" * 5}
+    table = pa.concat_tables([table, pa.Table.from_pylist(bad, schema=table.schema)])
+    pq.write_table(table, path, row_group_size=100)
+
+
+def write_query(path: str | Path, num_sequences: int = 3) -> None:
+    """Write new individuals of the same species as FASTA, to search the sample with."""
+    records = simulate(num_sequences + len(_LINEAGES), seed=0)
+    rng = np.random.default_rng(99)
+    lines = []
+    for record in records.slice(len(_LINEAGES)).to_pylist():
+        bases = np.array(["ACGT".find(base) for base in record["dna_sequence"]]) % 4
+        sequence = "".join(np.array(list("ACGT"))[_mutate(bases, 0.01, rng)])
+        lines += [f">query_{record['species'].replace(' ', '_')}", sequence]
+    Path(path).write_text("\n".join(lines) + "\n")
+
+
+def write_model(
+    folder: str | Path, hidden: int = 128, layers: int = 2, heads: int = 4, seed: int = 0,
+    max_tokens: int = 1000,
+) -> None:
+    """Write a small model with random weights in the Hugging Face format.
+
+    The architecture is Nucleotide Transformer's, version 1: ESM, learned absolute positions, token
+    dropout, an untied masked-language-model head.
+    """
+    import torch
+    from transformers import EsmConfig, EsmForMaskedLM
+
+    config = EsmConfig(
+        vocab_size=len(VOCABULARY), hidden_size=hidden, num_hidden_layers=layers,
+        num_attention_heads=heads, intermediate_size=4 * hidden,
+        max_position_embeddings=max_tokens + PAD_ID + 1, position_embedding_type="absolute",
+        token_dropout=True, mask_token_id=MASK_ID, pad_token_id=PAD_ID, cls_token_id=CLS_ID,
+        emb_layer_norm_before=False, attention_probs_dropout_prob=0.0, hidden_dropout_prob=0.0,
+        tie_word_embeddings=False, layer_norm_eps=1e-12,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = EsmForMaskedLM(config)
+        # Untrained positions would only add noise to what the 6-mers say.
+        torch.nn.init.normal_(model.esm.embeddings.position_embeddings.weight, std=0.002)
+    model.save_pretrained(folder)
+    save_tokenizer(folder)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Write the sample, the queries and the model into a folder."""
+    parser = argparse.ArgumentParser(prog="python -m bioscan_xla.sample", description=main.__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--num-sequences", type=int, default=400)
+    options = parser.parse_args(arguments)
+    options.folder.mkdir(parents=True, exist_ok=True)
+    write_sample(options.folder / "sample.parquet", options.num_sequences)
+    write_query(options.folder / "query.fasta")
+    write_model(options.folder / "model")
+    print(f"{options.folder}: sample.parquet ({options.num_sequences} simulated sequences and 2 "
+          "unusable ones), query.fasta, model (ESM, 2 layers, random weights)")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

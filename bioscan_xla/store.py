@@ -1,0 +1,353 @@
+"""The LanceDB table: schema, done rows, append, indexes, search.
+
+Enters: vectors and metadata with where they came from. Leaves: rows, and what is already there.
+Guaranteed: an append is one atomic commit that carries its own progress (`source`, `row`), so a
+run killed at any moment finds in the table itself what remains to be done; rows made in another
+way (model, pooling, ...) are never mixed in.
+"""
+
+import json
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("LANCEDB_LOG", "error")  # it warns that a new table is new
+
+import fsspec
+import lancedb
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from .embedding_function import column_metadata
+from .errors import TableError
+from .records import Rejection
+from .taxonomy import RANKS
+
+log = logging.getLogger(__name__)
+
+FINGERPRINT_KEY = b"bioscan_xla.fingerprint"
+_RULE_KEY = b"bioscan_xla.reading"
+_ROWS_PER_BATCH = 1024
+_EXACT_ROWS = 100_000  # up to here an exact search takes well under a second
+_INDEX_ROWS = 5_000  # fewer do not fill the clusters of a vector index
+
+_REJECTED = pa.schema([
+    ("source", pa.string()), ("row", pa.int64()), ("sequence_id", pa.string()),
+    ("reason", pa.string()),
+])
+
+
+def table_schema(
+    hidden: int, vector_dtype: str, metadata_schema: pa.Schema, store_sequences: bool,
+    fingerprint: Mapping[str, str],
+) -> pa.Schema:
+    """Schema of the table: id, sequence, metadata, provenance, vector."""
+    fields = [pa.field("sequence_id", pa.string())]
+    if store_sequences:
+        fields.append(pa.field("dna_sequence", pa.string()))
+    fields += list(metadata_schema)
+    fields += [pa.field("source", pa.string()), pa.field("row", pa.int64())]
+    dtype = pa.float16() if vector_dtype == "float16" else pa.float32()
+    fields.append(pa.field("vector", pa.list_(dtype, hidden)))
+    metadata: dict[bytes, bytes] = {FINGERPRINT_KEY: json.dumps(dict(fingerprint)).encode()}
+    if store_sequences:
+        metadata |= column_metadata(fingerprint, hidden)
+    return pa.schema(fields, metadata)
+
+
+@dataclass
+class Store:
+    """An open table and the record of what was set aside.
+
+    Attributes:
+        uri: database folder or URL.
+        table: the LanceDB table.
+        process_index: whose `rejected` file is written.
+        rule: how records are read and judged; earlier rejections count only under the same rule.
+    """
+
+    uri: str
+    table: Any
+    process_index: int = 0
+    rule: str = ""
+    _rejected: pa.Table = field(default_factory=_REJECTED.empty_table)
+
+    @classmethod
+    def open(
+        cls, uri: str, name: str, schema: pa.Schema, *, process_index: int = 0, rule: str = "",
+        sources: Sequence[str] = (),
+    ) -> "Store":
+        """Open a table, or create it.
+
+        Args:
+            uri: database folder or URL.
+            name: table name.
+            schema: what `table_schema` gave.
+            process_index: of several processes that append, which this is.
+            rule: how records are read; if it differs from the last run's, records of `sources`
+                that were rejected then are looked at again.
+            sources: what this run reads.
+
+        Raises:
+            TableError: not writable, or made by another model or with other columns; the message
+                shows the difference.
+        """
+        try:
+            if "://" not in uri:
+                Path(uri).mkdir(parents=True, exist_ok=True)
+            table = lancedb.connect(uri).create_table(name, schema=schema, exist_ok=True)
+        except (OSError, RuntimeError, ValueError) as error:
+            raise TableError(
+                f"{uri}: the table {name!r} cannot be opened or created ({_first_line(error)}); "
+                "check the path, its permissions and the free space"
+            ) from error
+        _compare(uri, name, table.schema, schema)
+        store = cls(uri, table, process_index, rule)
+        store._rejected = store._load_own_rejected(sources)
+        return store
+
+    @property
+    def hidden(self) -> int:
+        """Length of a vector."""
+        return self.table.schema.field("vector").type.list_size
+
+    def done(self) -> dict[str, np.ndarray]:
+        """For each source, a bool by row: True where the row is in the table or was rejected."""
+        rows: dict[str, list[np.ndarray]] = {}
+        batches = self.table.search().select(["source", "row"]).to_batches(1 << 16)
+        rejected = self._all_rejected().select(["source", "row"]).to_batches()
+        for batch in (*batches, *rejected):
+            sources = batch["source"].dictionary_encode()
+            numbers = batch["row"].to_numpy()
+            which = sources.indices.to_numpy()
+            for code, source in enumerate(sources.dictionary.to_pylist()):
+                rows.setdefault(source, []).append(numbers[which == code])
+        result = {}
+        for source, parts in rows.items():
+            bitmap = np.zeros(max(int(part.max()) for part in parts if len(part)) + 1, bool)
+            for part in parts:
+                bitmap[part] = True
+            result[source] = bitmap
+        return result
+
+    def ids(self) -> Iterator[list[str]]:
+        """All ids in the table and among the rejected, some thousand at a time."""
+        for batch in self.table.search().select(["sequence_id"]).to_batches(1 << 14):
+            yield batch["sequence_id"].to_pylist()
+        yield [name for name in self._all_rejected()["sequence_id"].to_pylist() if name is not None]
+
+    def storable(self, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Vectors in the table's dtype, and for each whether all its numbers are finite there."""
+        dtype = self.table.schema.field("vector").type.value_type.to_pandas_dtype()
+        largest = np.abs(vectors).max(axis=1, initial=0)
+        finite = largest <= np.finfo(dtype).max  # False for NaN too
+        with np.errstate(over="ignore", invalid="ignore"):
+            return vectors.astype(dtype), finite
+
+    def append(self, parts: Sequence[pa.Table]) -> None:
+        """Add rows in one atomic commit.
+
+        Raises:
+            TableError: nothing was added.
+        """
+        schema = self.table.schema
+        batches = (
+            batch
+            for part in parts
+            for batch in part.cast(schema).to_batches(max_chunksize=_ROWS_PER_BATCH)
+        )
+        try:
+            self.table.add(pa.RecordBatchReader.from_batches(schema, batches))
+        except (OSError, RuntimeError, ValueError) as error:
+            raise TableError(
+                f"{self.uri}: rows could not be written ({_first_line(error)}); check the free "
+                "space and permissions. What was committed before is kept: run again to go on"
+            ) from error
+
+    def rows(
+        self, ids: Sequence[str], sequences: Sequence[str], metadata: pa.Table, source: str,
+        rows: np.ndarray, vectors: np.ndarray,
+    ) -> pa.Table:
+        """Put columns together as the table has them; `vectors` (rows, hidden) as from `storable`."""
+        schema = self.table.schema
+        vector_type = schema.field("vector").type
+        columns: dict[str, Any] = {name: metadata[name] for name in metadata.column_names}
+        columns |= {
+            "sequence_id": pa.array(ids, pa.string()),
+            "dna_sequence": pa.array(sequences, pa.string()),
+            "source": pa.array([source] * len(ids), pa.string()),
+            "row": pa.array(rows, pa.int64()),
+            "vector": pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), type=vector_type),
+        }
+        return pa.table({name: columns[name] for name in schema.names}, schema=schema)
+
+    def reject(self, rejections: Sequence[Rejection]) -> None:
+        """Record what cannot be used in `rejected.parquet` beside the table."""
+        if not rejections:
+            return
+        new = pa.Table.from_pylist([vars(item) for item in rejections], schema=_REJECTED)
+        self._rejected = pa.concat_tables([self._rejected, new]).combine_chunks()
+        filesystem, folder = fsspec.core.url_to_fs(self.uri)
+        path = f"{folder}/{self._rejected_name(self.process_index)}"
+        table = self._rejected.replace_schema_metadata({_RULE_KEY: self.rule.encode()})
+        try:
+            with filesystem.open(f"{path}.part", "wb") as handle:
+                pq.write_table(table, handle)
+            filesystem.mv(f"{path}.part", path)
+        except OSError as error:
+            raise TableError(
+                f"{path}: the rejected records could not be written ({_first_line(error)}); check "
+                "the free space and permissions, then run again to go on"
+            ) from error
+
+    def count_rows(self) -> int:
+        """Rows in the table."""
+        return self.table.count_rows()
+
+    @property
+    def num_rejected(self) -> int:
+        """Records set aside so far by this process, earlier runs included."""
+        return len(self._rejected)
+
+    def finish(self, vector_index: bool = False) -> None:
+        """Compact once, build scalar indexes, and on request a vector index (IVF_RQ, cosine)."""
+        kinds = {"sequence_id": "BTREE", "depth": "BTREE"} | dict.fromkeys(RANKS, "BITMAP")
+        try:
+            existing = {column for index in self.table.list_indices() for column in index.columns}
+            for column, kind in kinds.items():
+                if column in self.table.schema.names and column not in existing:
+                    self.table.create_scalar_index(column, index_type=kind)
+            if vector_index and "vector" not in existing:
+                if self.count_rows() < _INDEX_ROWS:
+                    log.info("no vector index: exact search is fast below %d rows", _INDEX_ROWS)
+                else:
+                    self.table.create_index("cosine", vector_column_name="vector",
+                                            index_type="IVF_RQ")
+            self.table.optimize()
+        except (OSError, RuntimeError, ValueError) as error:
+            # The rows are safe; another process may be compacting at the same moment.
+            log.warning("the table is complete but not compacted or indexed: %s", error)
+
+    def _rejected_name(self, process_index: int) -> str:
+        table = "" if self.table.name == "embeddings" else f"-{self.table.name}"
+        return f"rejected{table}{f'-{process_index}' if process_index else ''}.parquet"
+
+    def _load_own_rejected(self, sources: Sequence[str]) -> pa.Table:
+        """What this process rejected before, less what is to be looked at again."""
+        filesystem, folder = fsspec.core.url_to_fs(self.uri)
+        path = f"{folder}/{self._rejected_name(self.process_index)}"
+        if not filesystem.exists(path):
+            return _REJECTED.empty_table()
+        with filesystem.open(path, "rb") as handle:
+            table = pq.read_table(handle)
+        if (table.schema.metadata or {}).get(_RULE_KEY, b"").decode() != self.rule:
+            again = set(sources)
+            table = table.filter(pa.array([s not in again for s in table["source"].to_pylist()]))
+        return table.replace_schema_metadata(None).cast(_REJECTED)
+
+    def _all_rejected(self) -> pa.Table:
+        """The rejected records of all processes that were judged under this run's rule."""
+        filesystem, folder = fsspec.core.url_to_fs(self.uri)
+        tables = [self._rejected]
+        own = self._rejected_name(self.process_index)
+        stem = self._rejected_name(0).removesuffix(".parquet")
+        names = (path.rsplit("/", 1)[-1] for path in filesystem.glob(f"{folder}/{stem}*.parquet"))
+        for name in names:
+            tail = name.removeprefix(stem).removesuffix(".parquet")
+            if name == own or not (tail == "" or (tail[0] == "-" and tail[1:].isdigit())):
+                continue
+            with filesystem.open(f"{folder}/{name}", "rb") as handle:
+                table = pq.read_table(handle)
+            if (table.schema.metadata or {}).get(_RULE_KEY, b"").decode() == self.rule:
+                tables.append(table.replace_schema_metadata(None).cast(_REJECTED))
+        return pa.concat_tables(tables)
+
+
+def _compare(uri: str, name: str, there: pa.Schema, ours: pa.Schema) -> None:
+    old = json.loads((there.metadata or {}).get(FINGERPRINT_KEY, b"{}"))
+    new = json.loads((ours.metadata or {})[FINGERPRINT_KEY])
+    lines = [
+        f"  {key}: the table has {old.get(key, 'nothing')!r}, this run has {new.get(key)!r}"
+        for key in sorted(old | new)
+        if old.get(key) != new.get(key)
+    ]
+    for column in dict.fromkeys([*there.names, *ours.names]):
+        types = [str(s.field(column).type) if column in s.names else "no" for s in (there, ours)]
+        if types[0] != types[1]:
+            lines.append(f"  column {column}: the table has {types[0]}, this run has {types[1]}")
+    if lines:
+        raise TableError(
+            f"{uri}: the table {name!r} was made in another way, and mixing would spoil it:\n"
+            + "\n".join(lines)
+            + "\nUse the same options, or another --table or --db"
+        )
+
+
+def open_table(uri: str, name: str = "embeddings") -> Any:
+    """Open an existing table for reading.
+
+    Raises:
+        TableError: there is none; the message lists those that are.
+    """
+    try:
+        database = lancedb.connect(uri)
+        names = list(database.table_names(limit=1000)) if "://" in uri or Path(uri).is_dir() else []
+        if name in names:
+            return database.open_table(name)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise TableError(f"{uri}: cannot be opened ({_first_line(error)})") from error
+    known = f"it has {', '.join(names)}" if names else "there is no table here"
+    raise TableError(f"{uri}: has no table {name!r}; {known}. Check --db and --table")
+
+
+def read_fingerprint(table: Any) -> dict[str, str]:
+    """The fingerprint of the run that made a table; empty if bioscan_xla did not make it."""
+    return json.loads((table.schema.metadata or {}).get(FINGERPRINT_KEY, b"{}"))
+
+
+def search_vectors(
+    table: Any, vectors: np.ndarray, k: int = 10, where: str | None = None
+) -> list[pa.Table]:
+    """Nearest rows by cosine distance.
+
+    Args:
+        table: an open table.
+        vectors: (queries, hidden).
+        k: rows a query.
+        where: SQL condition on the columns, applied before the search.
+
+    Returns:
+        For each query its rows, nearest first, with `_distance` (1 - cosine). Exact up to
+        100,000 rows or where there is no vector index.
+
+    Raises:
+        TableError: the condition cannot be read or names no column.
+    """
+    columns = [name for name in table.schema.names if name not in ("vector", "dna_sequence")]
+    exact = table.count_rows() <= _EXACT_ROWS
+    results = []
+    for vector in vectors:
+        query = table.search(vector.astype(np.float32), vector_column_name="vector")
+        query = query.distance_type("cosine").select([*columns, "_distance"]).limit(k)
+        if where:
+            query = query.where(where, prefilter=True)
+        if exact:
+            query = query.bypass_vector_index()
+        else:
+            # maximum 0 is "as many as it takes to find k": filters return all k rows.
+            query = query.minimum_nprobes(20).maximum_nprobes(0).refine_factor(5)
+        try:
+            results.append(query.to_arrow())
+        except (OSError, RuntimeError, ValueError) as error:
+            raise TableError(
+                f"the search failed ({_first_line(error)}); columns are {', '.join(columns)}"
+            ) from error
+    return results
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).strip().splitlines()[0][:300]
