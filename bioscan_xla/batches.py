@@ -7,7 +7,7 @@ is in exactly one batch, and nothing is truncated.
 
 import bisect
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -54,6 +54,33 @@ class Batch:
     def num_useful(self) -> int:
         """Tokens that are no filler."""
         return sum(len(window) for _, _, window in self.places)
+
+
+@dataclass
+class Totals:
+    """What was computed so far: tokens, rows of tokens, and operations."""
+
+    sequences: int = 0
+    distinct: int = 0
+    windowed: int = 0
+    useful_tokens: int = 0
+    computed_tokens: int = 0
+    squared_tokens: int = 0
+    batches: int = 0
+    shapes: set[tuple[int, ...]] = field(default_factory=set)
+
+    @property
+    def useful_fraction(self) -> float:
+        """Real tokens over computed ones; 1 before the first batch."""
+        return self.useful_tokens / self.computed_tokens if self.computed_tokens else 1.0
+
+    def count(self, batch: Batch) -> None:
+        """Add a batch."""
+        self.useful_tokens += batch.num_useful
+        self.computed_tokens += batch.input_ids.size
+        self.squared_tokens += sum(len(window) ** 2 for _, _, window in batch.places)
+        self.batches += 1
+        self.shapes.add(batch.input_ids.shape)
 
 
 @dataclass(frozen=True)

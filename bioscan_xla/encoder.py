@@ -13,11 +13,12 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+import transformers
 from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface, EsmConfig, EsmModel
 
 from . import __version__, runtime
-from .batches import FIRST_POSITION, Batch
+from .batches import FIRST_POSITION, Batch, Totals
 from .errors import ConfigError, ModelError
 from .onednn import reorder_linear_layers
 from .pooling import POOLINGS, pool
@@ -119,6 +120,11 @@ class Encoder:
         linear = 8 * config.hidden_size**2 + 4 * config.hidden_size * config.intermediate_size
         return layers * (float(tokens) * linear + 4.0 * config.hidden_size * squared)
 
+    def utilisation(self, totals: Totals, seconds: float) -> float | None:
+        """Model FLOP/s over the device's peak, counting only real tokens; None if unknown."""
+        peak = runtime.peak_flops(self.device)
+        return self.flops(totals.useful_tokens, totals.squared_tokens) / seconds / peak if peak else None
+
     @torch.inference_mode()
     def encode(self, batch: Batch) -> torch.Tensor:
         """Start computing a batch: (rows, num_segments, hidden) float32, on the device."""
@@ -138,6 +144,7 @@ class Encoder:
 def load_encoder(
     model: str = DEFAULT_MODEL, *, device: Device, revision: str | None = None,
     adapter: str | None = None, pooling: str = "mean", layer: int = -1, overlap_tokens: int = 100,
+    shard_parameters: bool = False,
 ) -> Encoder:
     """Load a model for inference.
 
@@ -150,6 +157,7 @@ def load_encoder(
         layer: which hidden state is pooled: -1 the last, 0 the embeddings, k the output of
             layer k (numbered as Hugging Face's `hidden_states`).
         overlap_tokens: tokens that neighbouring windows of a long sequence share.
+        shard_parameters: on XLA, divide the weights over the mesh instead of replicating them.
 
     Raises:
         ModelError: not found, another family, or only loadable by running code from the hub.
@@ -157,7 +165,7 @@ def load_encoder(
     """
     if pooling not in POOLINGS:
         raise ConfigError(f"pooling {pooling!r} is unknown; choose one of {', '.join(POOLINGS)}")
-    config = _read_config(model, revision)
+    config = read_config(model, revision)
     max_tokens = config.max_position_embeddings - FIRST_POSITION
     if not 0 <= overlap_tokens < (max_tokens - 1) // 2 + 1:
         raise ConfigError(
@@ -176,7 +184,7 @@ def load_encoder(
         "pooling": pooling,
         "layer": str(layer),
         "dtype": device.dtype_name,
-        "window": f"{max_tokens}/{overlap_tokens}",
+        "max_tokens": str(max_tokens),
         "overlap_tokens": str(overlap_tokens),
         "version": __version__.split("+")[0],
     }
@@ -192,11 +200,14 @@ def load_encoder(
         reorder_linear_layers(esm)
     else:
         esm = esm.to(device.torch_device)
+        if shard_parameters:
+            runtime.shard_parameters(device, esm)
     log.info("model %s: %d layers, hidden %d", model, len(esm.encoder.layer), config.hidden_size)
     return Encoder(esm, device, pooling, max_tokens, overlap_tokens, fingerprint)
 
 
-def _read_config(model: str, revision: str | None) -> EsmConfig:
+def read_config(model: str, revision: str | None) -> EsmConfig:
+    """Read a model's configuration and check that its family is supported; ModelError if not."""
     folder = Path(model)
     try:
         raw, _ = EsmConfig.get_config_dict(model, revision=revision)
@@ -221,17 +232,31 @@ def _read_config(model: str, revision: str | None) -> EsmConfig:
     return EsmConfig.from_dict(raw)
 
 
-def _load_weights(model: str, revision: str | None, config: EsmConfig, dtype: torch.dtype):
-    options = dict(
+def _load_weights(
+    model: str, revision: str | None, config: EsmConfig, dtype: torch.dtype
+) -> EsmModel:
+    options: dict = dict(
         config=config, revision=revision, dtype=dtype, add_pooling_layer=False,
-        trust_remote_code=False, weights_only=True,
+        trust_remote_code=False, weights_only=True, output_loading_info=True,
     )
+    verbosity = transformers.utils.logging.get_verbosity()
+    transformers.utils.logging.set_verbosity_error()  # the unused head is no news
     try:
-        return EsmModel.from_pretrained(model, **options)
+        esm, report = EsmModel.from_pretrained(model, **options)
     except (OSError, ValueError, RuntimeError) as error:
         raise ModelError(
             f"the weights of {model!r} could not be loaded ({error}); is the download complete?"
         ) from error
+    finally:
+        transformers.utils.logging.set_verbosity(verbosity)
+    # Rotary tables and the contact head are not part of the forward pass.
+    missing = sorted(key for key in report["missing_keys"] if "contact_head" not in key)
+    if missing:
+        raise ModelError(
+            f"the weights of {model!r} lack {', '.join(missing[:3])} ({len(missing)} in all); "
+            "a model with random weights in part is refused. Download it again"
+        )
+    return esm
 
 
 def _merge_adapter(esm: nn.Module, adapter: str) -> nn.Module:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from . import runtime
-from .batches import Batch, Packer, Window, cut_windows, layout
+from .batches import Batch, Packer, Totals, Window, cut_windows, layout
 from .encoder import Encoder
 from .errors import InputError
 from .records import clean_sequences
@@ -45,33 +45,6 @@ class Job(Generic[T]):
     weights: np.ndarray
     num_windowed: int
     vectors: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.float32))
-
-
-@dataclass
-class Totals:
-    """What was computed so far: tokens, rows of tokens, and operations."""
-
-    sequences: int = 0
-    distinct: int = 0
-    windowed: int = 0
-    useful_tokens: int = 0
-    computed_tokens: int = 0
-    squared_tokens: int = 0
-    batches: int = 0
-    shapes: set[tuple[int, ...]] = field(default_factory=set)
-
-    @property
-    def useful_fraction(self) -> float:
-        """Real tokens over computed ones; 1 before the first batch."""
-        return self.useful_tokens / self.computed_tokens if self.computed_tokens else 1.0
-
-    def count(self, batch: Batch) -> None:
-        """Add a batch."""
-        self.useful_tokens += batch.num_useful
-        self.computed_tokens += batch.input_ids.size
-        self.squared_tokens += sum(len(window) ** 2 for _, _, window in batch.places)
-        self.batches += 1
-        self.shapes.add(batch.input_ids.shape)
 
 
 def prepare(number: int, item: T, sequences: Sequence[str], max_tokens: int, overlap: int) -> Job[T]:

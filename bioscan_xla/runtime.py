@@ -6,10 +6,12 @@ of it; the first axis of what is put is divided over the mesh axis `data`; a fet
 """
 
 import ctypes
+import functools
 import importlib.util
 import logging
 import os
 import platform
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -146,6 +148,17 @@ def _keep_large_buffers() -> None:
     libc.mallopt(m_trim_threshold, 2 << 30)
 
 
+def shard_parameters(device: Device, module: torch.nn.Module) -> None:
+    """Divide each parameter over the mesh along its first dimension, where that divides evenly."""
+    if device.kind != "xla":
+        raise ConfigError(f"shard_parameters needs an XLA mesh, and the device is {device.kind}")
+    import torch_xla.distributed.spmd as xs
+
+    for parameter in module.parameters():
+        if parameter.ndim > 1 and parameter.shape[0] % device.num_devices == 0:
+            xs.mark_sharding(parameter, device.mesh, ("data", *(None,) * (parameter.ndim - 1)))
+
+
 def put(device: Device, array: np.ndarray) -> torch.Tensor:
     """Start moving an array to the device; on XLA its first axis is divided over the mesh."""
     tensor = torch.from_numpy(array)
@@ -175,6 +188,35 @@ def launch(device: Device, result: torch.Tensor) -> torch.Tensor:
 def fetch(result: torch.Tensor) -> np.ndarray:
     """Wait for a launched result and bring it to the host."""
     return result.cpu().numpy()
+
+
+_TPU_CORE_PEAK = {"v2": 22.5e12, "v3": 61.5e12, "v4": 275e12, "v5 lite": 197e12, "v5p": 459e12,
+                  "v5": 459e12, "v6 lite": 918e12}
+"""bfloat16 FLOP/s of a device, https://cloud.google.com/tpu/docs/system-architecture-tpu-vm"""
+
+
+@functools.cache
+def peak_flops(device: Device) -> float | None:
+    """Peak FLOP/s of all the devices: a TPU's from its data sheet, else a large product's, measured.
+
+    None where it is not known.
+    """
+    if device.kind == "xla":
+        import torch_xla.runtime as xr
+
+        if xr.device_type() != "TPU":
+            return None
+        kind = str(xr.global_runtime_device_attributes()[0].get("device_kind", "")).lower()
+        names = [name for name in _TPU_CORE_PEAK if name in kind]
+        return _TPU_CORE_PEAK[max(names, key=len)] * device.num_devices if names else None
+    size = 2048 if device.kind == "cpu" else 8192
+    a = torch.randn(size, size, dtype=device.dtype, device=device.torch_device)
+    best = float("inf")
+    for _ in range(4):
+        start = time.perf_counter()
+        (a @ a)[0, 0].item()
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best
 
 
 def counters(device: Device) -> dict[str, int]:

@@ -208,6 +208,13 @@ class Store:
         """Rows in the table."""
         return self.table.count_rows()
 
+    def sample_norm(self) -> float:
+        """Mean Euclidean norm of the table's first vectors; 0 for an empty table."""
+        vectors = self.table.search().select(["vector"]).limit(100).to_arrow()["vector"]
+        values = vectors.combine_chunks().flatten().to_numpy().astype(np.float32)
+        norms = np.linalg.norm(values.reshape(-1, self.hidden), axis=1)
+        return float(norms.mean()) if len(norms) else 0.0
+
     @property
     def num_rejected(self) -> int:
         """Records set aside so far by this process, earlier runs included."""

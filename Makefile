@@ -1,0 +1,41 @@
+# make demo: embed the built-in sample with the built-in model.   make test: run the tests.
+# Both set up their own virtual environment first; a second run installs nothing.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := pyproject.toml setup.cfg
+
+.PHONY: demo test lint clean
+
+demo: $(VENV)/installed
+	$(BIN)/python -m bioscan_xla.sample demo
+	$(BIN)/python -m bioscan_xla.embed --config configs/embed_demo.yaml
+	@echo
+	@echo "The table is in demo/embeddings.db. Find the nearest relatives of new sequences:"
+	@echo
+	@echo "    $(BIN)/python -m bioscan_xla.search --db demo/embeddings.db demo/query.fasta -k 3"
+
+test: $(VENV)/installed-test
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+$(VENV)/installed: $(SOURCES)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	touch $@
+
+$(VENV)/installed-test: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .[test]
+	touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed-test
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .[dev]
+	touch $@
+
+clean:
+	rm -rf $(VENV) demo build *.egg-info

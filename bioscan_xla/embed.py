@@ -1,0 +1,318 @@
+"""Embed sequences into a LanceDB table: `python -m bioscan_xla.embed --input F --db DIR`.
+
+Enters: a config. Leaves: the table, `rejected.parquet` beside it, and a summary. Guaranteed: run
+again after any interruption, it goes on where the table ends.
+"""
+
+import json
+import logging
+import math
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from . import runtime
+from .config import EmbedConfig, check_keys, parse
+from .encoder import Encoder, load_encoder, read_config
+from .errors import BioscanError, ConfigError
+from .mirror import Mirror, restore
+from .pipeline import Outcome, run
+from .plan_text import describe_plan
+from .records import read_chunks
+from .sources import ReadOptions, count_rows, expand_inputs, is_remote, metadata_schema
+from .store import Store, table_schema
+from .tracking import Tracker
+
+log = logging.getLogger("bioscan_xla.embed")
+
+# Rows read at a time: enough to sort by length and fill batches, little enough to hold.
+_CHUNK_ROWS = {"cpu": 1024, "cuda": 8192, "xla": 16384}
+_LOG_SECONDS = 60.0
+
+
+def run_embedding_pipeline(
+    parquet_input_path: str | Sequence[str], lancedb_output_path: str,
+    google_drive_path: str | None = None, checkpoint_enabled: bool = True,
+    max_sequences: int | None = None, **options: Any,
+) -> dict[str, Any]:
+    """Embed sequences into a LanceDB table.
+
+    Args:
+        parquet_input_path: what `--input` takes: files (Parquet, FASTA, FASTQ), globs, folders, URLs.
+        lancedb_output_path: database folder or URL.
+        google_drive_path: a folder that gets a copy of the database (`--mirror`).
+        checkpoint_enabled: commit at least every `commit_minutes`; False commits by rows and at
+            the end only. A run can be resumed either way.
+        max_sequences: embed at most this many in this run.
+        **options: any other field of `bioscan_xla.config.EmbedConfig`.
+
+    Returns:
+        `sequences_processed` (records read, those set aside included), `embeddings_generated`,
+        `errors` (records set aside), `total_rows` and `vector_count` (in the table),
+        `avg_vector_length` (numbers in a vector), `sample_vector_norm` (mean Euclidean norm of
+        some vectors of the table), `seconds`, `sequences_per_second`, `useful_tokens_per_second`,
+        `useful_token_fraction`, `windowed` (sequences of several windows), `distinct`, `compiles`,
+        `model_flop_utilisation` (None where the device's peak is unknown), `cleaned`, `rejected`
+        (by reason), `interrupted`, `fingerprint`.
+
+    Raises:
+        BioscanError: one of its kinds, each with what, where and the remedy.
+    """
+    check_keys(EmbedConfig, list(options), "run_embedding_pipeline")
+    config = EmbedConfig(
+        input=parquet_input_path, db=lancedb_output_path, mirror=google_drive_path,  # type: ignore[arg-type]
+        max_sequences=max_sequences, **options,
+    )
+    result = embed(config, commit_by_time=checkpoint_enabled)
+    assert result is not None or config.dry_run
+    return result or {}
+
+
+def embed(config: EmbedConfig, commit_by_time: bool = True) -> dict[str, Any] | None:
+    """Run a config; None after a dry run, else what `run_embedding_pipeline` returns."""
+    sources = expand_inputs(config.input)
+    device = runtime.open_device(config.device, config.dtype)
+    reading = ReadOptions(
+        columns=config.columns, keep=tuple(config.keep), header_taxonomy=config.header_taxonomy,
+        min_length_bp=config.min_length_bp, max_n_fraction=config.max_n_fraction,
+        chunk_rows=min(_CHUNK_ROWS[device.kind], config.commit_rows),
+    )
+    schema = metadata_schema(sources, reading)
+    if config.dry_run:
+        model = read_config(config.model, config.revision)
+        print(describe_plan(sources, reading, schema, device, model, config))
+        return None
+    encoder = load_encoder(
+        config.model, device=device, revision=config.revision, adapter=config.adapter,
+        pooling=config.pooling, layer=config.layer, overlap_tokens=config.overlap_tokens,
+        shard_parameters=config.shard_parameters,
+    )
+    mirror = _open_mirror(config)
+    store = Store.open(
+        config.db, config.table,
+        table_schema(
+            encoder.hidden, config.vector_dtype, schema, config.store_sequences, encoder.fingerprint
+        ),
+        process_index=config.process_index, rule=_rule(reading), sources=sources,
+    )
+    done = store.done()
+    chunks = read_chunks(
+        sources, reading, schema, done=done, known_ids=store.ids(),
+        process_index=config.process_index, process_count=config.process_count,
+    )
+    tracker = Tracker(config.wandb, config.wandb_project, asdict(config))
+    total = count_rows(sources) if config.process_count == 1 else None
+    already = sum(int(done[source].sum()) for source in sources if source in done)
+    if already:
+        log.info("resuming: %d records are done already", already)
+    started = time.monotonic()
+    with _stop_on_signal() as stop, _Progress(encoder, tracker, total, already) as progress:
+        try:
+            outcome = run(
+                encoder, store, chunks, commit_rows=config.commit_rows,
+                commit_seconds=60 * config.commit_minutes if commit_by_time else math.inf,
+                max_sequences=config.max_sequences, max_errors=config.max_errors,
+                stop=stop.event, on_progress=progress.update,
+                on_commit=mirror.after_commit if mirror else lambda: None,
+            )
+            if not stop.event.is_set():
+                store.finish(config.vector_index)
+        finally:
+            # Also after an error: what was committed belongs in the copy.
+            if mirror:
+                mirror.finish()
+            tracker.finish()
+    return _result(outcome, encoder, store, time.monotonic() - started, stop)
+
+
+def _open_mirror(config: EmbedConfig) -> Mirror | None:
+    if config.mirror is None:
+        return None
+    if is_remote(config.db):
+        raise ConfigError(f"mirror needs a local database, and db is {config.db}; leave mirror out")
+    if Path(config.mirror).resolve() == Path(config.db).resolve():
+        raise ConfigError("mirror and db are the same folder; name another for the copy")
+    restore(config.mirror, config.db, config.table)
+    return Mirror(config.db, config.mirror)
+
+
+def _rule(reading: ReadOptions) -> str:
+    """All that decides whether a record is rejected."""
+    return json.dumps({
+        "columns": dict(sorted(reading.columns.items())),
+        "header_taxonomy": reading.header_taxonomy,
+        "min_length_bp": reading.min_length_bp, "max_n_fraction": reading.max_n_fraction,
+    })
+
+
+@dataclass
+class _Stop:
+    event: threading.Event
+    signal_number: int | None = None
+
+
+@contextmanager
+def _stop_on_signal() -> Iterator[_Stop]:
+    """First SIGTERM or Ctrl-C: finish the batch and commit. Second: leave at once."""
+    stop = _Stop(threading.Event())
+    if threading.current_thread() is not threading.main_thread():
+        yield stop  # signals are the main thread's
+        return
+
+    def handle(number: int, frame: object) -> None:
+        if stop.event.is_set():
+            raise KeyboardInterrupt
+        stop.signal_number = number
+        stop.event.set()
+        log.warning(
+            "%s: finishing the batch and committing; once more leaves at once",
+            signal.Signals(number).name,
+        )
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class _Progress:
+    """Progress bar at a terminal, a log line a minute elsewhere, and the tracker."""
+
+    def __init__(self, encoder: Encoder, tracker: Tracker, total: int | None, already: int):
+        self._encoder, self._tracker = encoder, tracker
+        self._bar = tqdm(total=total, initial=already, unit="seq", disable=None, smoothing=0.05)
+        self._redirect = logging_redirect_tqdm()
+        self._started = self._logged = time.monotonic()
+        self._shown = 0
+
+    def __enter__(self) -> "_Progress":
+        self._redirect.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._redirect.__exit__(*error)
+        self._bar.close()
+
+    def update(self, outcome: Outcome) -> None:
+        """Show where the run is."""
+        self._bar.update(outcome.rows_read - self._shown)
+        self._shown = outcome.rows_read
+        seconds = time.monotonic() - self._started
+        last = (
+            time.strftime("%H:%M:%S", time.localtime(outcome.last_commit))
+            if outcome.last_commit else "none yet"
+        )
+        self._bar.set_postfix_str(f"last commit {last}", refresh=False)
+        rate = outcome.totals.sequences / seconds
+        if self._bar.disable and time.monotonic() - self._logged >= _LOG_SECONDS:
+            self._logged = time.monotonic()
+            total = f" of {self._bar.total}" if self._bar.total else ""
+            at = outcome.rows_read + self._bar.initial
+            log.info("%d%s records, %.1f sequences/s, last commit %s", at, total, rate, last)
+        utilisation = self._encoder.utilisation(outcome.totals, seconds)
+        figures = {
+            "embed/sequences": outcome.totals.sequences,
+            "embed/sequences_per_second": rate,
+            "embed/useful_tokens_per_second": outcome.totals.useful_tokens / seconds,
+            "embed/useful_token_fraction": outcome.totals.useful_fraction,
+            "embed/padding_fraction": 1 - outcome.totals.useful_fraction,
+            "embed/errors": outcome.num_rejected,
+        }
+        if utilisation is not None:
+            figures["embed/model_flop_utilisation"] = utilisation
+        self._tracker.log(figures, outcome.norms)
+
+
+def _result(
+    outcome: Outcome, encoder: Encoder, store: Store, seconds: float, stop: _Stop
+) -> dict[str, Any]:
+    rows = store.count_rows()
+    totals = outcome.totals
+    return {
+        "sequences_processed": outcome.rows_read,
+        "embeddings_generated": outcome.embedded,
+        "errors": outcome.num_rejected,
+        "total_rows": rows,
+        "vector_count": rows,
+        "avg_vector_length": encoder.hidden,
+        "sample_vector_norm": store.sample_norm(),
+        "seconds": seconds,
+        "sequences_per_second": outcome.embedded / seconds,
+        "useful_tokens_per_second": totals.useful_tokens / seconds,
+        "useful_token_fraction": totals.useful_fraction,
+        "windowed": totals.windowed,
+        "distinct": totals.distinct,
+        "compiles": runtime.counters(encoder.device)["compiles"],
+        "model_flop_utilisation": encoder.utilisation(totals, seconds),
+        "cleaned": dict(outcome.cleaned),
+        "rejected": dict(outcome.rejected),
+        "interrupted": stop.signal_number,
+        "fingerprint": dict(encoder.fingerprint),
+    }
+
+
+def summary(config: EmbedConfig, result: dict[str, Any]) -> str:
+    """What a person wants to know at the end."""
+    if not result["sequences_processed"] and not result["interrupted"]:
+        return (
+            f"nothing to do: every record of the input is in table {config.table!r} of {config.db} "
+            f"({result['total_rows']:,} rows) or was set aside"
+        )
+    lines = [
+        f"{result['embeddings_generated']:,} sequences embedded in {result['seconds']:.1f} s: "
+        f"{result['sequences_per_second']:.1f} sequences/s, "
+        f"{result['useful_tokens_per_second']:,.0f} tokens/s, "
+        f"{100 * result['useful_token_fraction']:.1f} % of the computed tokens were real",
+        f"table {config.table!r} in {config.db}: {result['total_rows']:,} rows, vectors of "
+        f"{result['avg_vector_length']} numbers, mean norm {result['sample_vector_norm']:.2f}",
+    ]
+    changes = ", ".join(f"{rule} {count:,}" for rule, count in result["cleaned"].items() if count)
+    if changes:
+        lines.append(f"cleaned: {changes}")
+    if result["windowed"]:
+        lines.append(f"{result['windowed']:,} sequences were longer than one window of the model")
+    if result["errors"]:
+        reasons = ", ".join(f"{reason} ({count:,})" for reason, count in result["rejected"].items())
+        lines.append(f"{result['errors']:,} records set aside in rejected.parquet: {reasons}")
+    if result["interrupted"]:
+        lines.append("interrupted; everything above is committed. Run the same command to go on")
+    elif result["total_rows"]:
+        lines.append(f"next: python -m bioscan_xla.search --db {config.db} FILE.fasta -k 5")
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    logging.basicConfig(
+        level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"
+    )
+    logging.getLogger("bioscan_xla").setLevel(logging.INFO)
+    try:
+        config = parse(EmbedConfig, arguments, "python -m bioscan_xla.embed")
+        result = embed(config)
+    except BioscanError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("left at once; what was committed is kept. Run the same command to go on",
+              file=sys.stderr)
+        return 130
+    if result is None:
+        return 0
+    print(summary(config, result))
+    return 128 + result["interrupted"] if result["interrupted"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,157 @@
+"""Search a table with sequences: `python -m bioscan_xla.search --db DB ACGT...`.
+
+Enters: sequences on the command line or a FASTA/FASTQ file. Leaves: the nearest rows, as text
+for people (`table`), CSV or JSON.
+"""
+
+import argparse
+import csv
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterable, Sequence
+
+import dnaio
+
+from .embedding_function import load_as
+from .errors import BioscanError, InputError
+from .inference import embed_text
+from .sources import format_of
+from .store import open_table, read_fingerprint, search_vectors
+from .taxonomy import RANKS
+
+_SHOWN = ("query", "distance", "sequence_id", "phylum", "order", "family", "species", "depth")
+
+
+def search_sequences(
+    db: str, sequences: Sequence[str], *, table: str = "embeddings", k: int = 10,
+    where: str | None = None, device: str = "auto", names: Sequence[str] | None = None,
+) -> list[dict]:
+    """Nearest rows of each sequence.
+
+    Args:
+        db: database folder or URL.
+        sequences: as people type them; they are cleaned as the reader cleans.
+        table: name of the table.
+        k: rows a sequence.
+        where: SQL condition on the columns, such as `depth > 1000 AND phylum = 'Cnidaria'`.
+        device: where the model runs.
+        names: of the sequences; by default query_1, query_2, ...
+
+    Returns:
+        One dict a row: `query`, `distance` (1 - cosine), and the columns of the table.
+
+    Raises:
+        TableError: no such table, or the condition cannot be read.
+        InputError: a sequence that cannot be used.
+        ModelError: the model that made the table is no longer where it was.
+    """
+    opened = open_table(db, table)
+    made_by = read_fingerprint(opened)
+    if not made_by:
+        raise InputError(f"{db}: the table {table!r} was not made by bioscan_xla")
+    encoder = load_as(
+        made_by["model"], made_by["revision"], made_by["adapter"], made_by["pooling"],
+        int(made_by["layer"]), made_by["dtype"], int(made_by["overlap_tokens"]), device,
+    )
+    names = names or [f"query_{number + 1}" for number in range(len(sequences))]
+    found = search_vectors(opened, embed_text(encoder, sequences), k, where)
+    return [
+        {"query": name, "distance": round(row.pop("_distance"), 6), **row}
+        for name, rows in zip(names, found, strict=True)
+        for row in rows.to_pylist()
+    ]
+
+
+def read_queries(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Names and sequences from words that are sequences or FASTA/FASTQ files."""
+    names: list[str] = []
+    sequences: list[str] = []
+    for word in words:
+        if os.path.exists(word):
+            if format_of(word) == "parquet":
+                raise InputError(f"{word}: queries are read from FASTA or FASTQ")
+            try:
+                with dnaio.open(word, fileformat=format_of(word), open_threads=0) as records:
+                    for record in records:
+                        names.append(record.name.split(maxsplit=1)[0] if record.name else "")
+                        sequences.append(record.sequence)
+            except (OSError, EOFError, ValueError) as error:
+                raise InputError(f"{word}: cannot be read ({error})") from error
+        elif any(letter in word for letter in "./\\"):
+            raise InputError(f"{word}: no such file")
+        else:
+            names.append(f"query_{len(names) + 1}")
+            sequences.append(word)
+    if not sequences:
+        raise InputError("no query: pass a sequence or a FASTA file")
+    return names, sequences
+
+
+def _write(rows: list[dict], style: str) -> None:
+    if style == "json":
+        json.dump(rows, sys.stdout, indent=1)
+        print()
+    elif style == "csv":
+        writer = csv.DictWriter(sys.stdout, list(rows[0]) if rows else ["query"])
+        writer.writeheader()
+        writer.writerows(rows)
+    else:
+        _print_table(rows)
+
+
+def _print_table(rows: list[dict]) -> None:
+    if not rows:
+        print("nothing found")
+        return
+    # Columns that hold nothing in any row would only push the others off the screen.
+    names = [name for name in _SHOWN if any(row.get(name) is not None for row in rows)]
+    if not any(name in RANKS for name in names):
+        names += [rank for rank in RANKS if any(row.get(rank) for row in rows)]
+    cells = [names] + [[_text(row.get(name)) for name in names] for row in rows]
+    widths = [max(len(line[at]) for line in cells) for at in range(len(names))]
+    for line in cells:
+        print("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())
+
+
+def _text(value: object) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def main(arguments: Iterable[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bioscan_xla.search",
+        description="Nearest neighbours of DNA sequences in a table made by bioscan_xla.embed.",
+    )
+    parser.add_argument("query", nargs="+", help="a sequence, or a FASTA or FASTQ file")
+    parser.add_argument("--db", required=True, help="LanceDB database: a folder or a URL")
+    parser.add_argument("--table", default="embeddings", help="name of the table")
+    parser.add_argument("-k", type=int, default=10, help="rows a query (default 10)")
+    parser.add_argument("--where", help="SQL condition, such as \"depth > 1000\"")
+    parser.add_argument("--format", choices=("table", "csv", "json"), default="table")
+    parser.add_argument("--device", default="auto", help="auto, xla, cuda or cpu")
+    options = parser.parse_args(None if arguments is None else list(arguments))
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    try:
+        if options.k < 1:
+            raise InputError(f"-k is {options.k}; it must be at least 1")
+        names, sequences = read_queries(options.query)
+        rows = search_sequences(
+            options.db, sequences, table=options.table, k=options.k, where=options.where,
+            device=options.device, names=names,
+        )
+        _write(rows, options.format)
+    except BioscanError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # the reader of a pipe, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
