@@ -26,7 +26,7 @@ from .encoder import Encoder, load_encoder, read_config
 from .errors import BioscanError, ConfigError
 from .mirror import Mirror, restore
 from .pipeline import Outcome, run
-from .plan_text import describe_plan
+from .dry_run import describe_plan
 from .records import read_chunks
 from .sources import ReadOptions, count_rows, expand_inputs, is_remote, metadata_schema
 from .store import Store, table_schema
@@ -194,7 +194,7 @@ class _Progress:
         self._bar = tqdm(total=total, initial=already, unit="seq", disable=None, smoothing=0.05)
         self._redirect = logging_redirect_tqdm()
         self._started = self._logged = time.monotonic()
-        self._shown = 0
+        self._shown, self._already = 0, already
 
     def __enter__(self) -> "_Progress":
         self._redirect.__enter__()
@@ -218,7 +218,7 @@ class _Progress:
         if self._bar.disable and time.monotonic() - self._logged >= _LOG_SECONDS:
             self._logged = time.monotonic()
             total = f" of {self._bar.total}" if self._bar.total else ""
-            at = outcome.rows_read + self._bar.initial
+            at = outcome.rows_read + self._already
             log.info("%d%s records, %.1f sequences/s, last commit %s", at, total, rate, last)
         utilisation = self._encoder.utilisation(outcome.totals, seconds)
         figures = {

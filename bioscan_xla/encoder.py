@@ -8,6 +8,7 @@ segment, nothing that could run code is unpickled, and no step waits for the dev
 import hashlib
 import json
 import logging
+import pickle
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -125,7 +126,7 @@ class Encoder:
         peak = runtime.peak_flops(self.device)
         return self.flops(totals.useful_tokens, totals.squared_tokens) / seconds / peak if peak else None
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def encode(self, batch: Batch) -> torch.Tensor:
         """Start computing a batch: (rows, num_segments, hidden) float32, on the device."""
         ids, positions, segments = (
@@ -209,16 +210,16 @@ def load_encoder(
 def read_config(model: str, revision: str | None) -> EsmConfig:
     """Read a model's configuration and check that its family is supported; ModelError if not."""
     folder = Path(model)
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise ModelError(f"{model}: has no config.json; name the folder that holds the model")
     try:
         raw, _ = EsmConfig.get_config_dict(model, revision=revision)
     except (OSError, ValueError) as error:
-        remedy = (
-            f"the folder {folder} has no config.json; name the folder that does"
-            if folder.is_dir()
-            else "check the id, the network and (for a private model) HF_TOKEN, or download the "
-            "model elsewhere and pass its folder as --model FOLDER"
-        )
-        raise ModelError(f"model {model!r} could not be read: {remedy}") from error
+        raise ModelError(
+            f"model {model!r} is no folder here and could not be had from the hub; check the id "
+            "and the network (for a private model, HF_TOKEN), or download it elsewhere and pass "
+            "its folder as --model FOLDER"
+        ) from error
     if raw.get("auto_map"):
         raise ModelError(
             f"model {model!r} can only be loaded by running code from its repository, which is "
@@ -228,6 +229,11 @@ def read_config(model: str, revision: str | None) -> EsmConfig:
         raise ModelError(
             f"model {model!r} is {raw.get('model_type')!r} with {raw.get('vocab_size')} tokens; "
             f"needed is 'esm' with the {len(VOCABULARY)} tokens of Nucleotide Transformer version 1"
+        )
+    if raw.get("position_embedding_type", "absolute") != "absolute":
+        raise ModelError(
+            f"model {model!r} has {raw['position_embedding_type']} positions; needed are the "
+            "absolute ones of Nucleotide Transformer version 1"
         )
     return EsmConfig.from_dict(raw)
 
@@ -243,6 +249,11 @@ def _load_weights(
     transformers.utils.logging.set_verbosity_error()  # the unused head is no news
     try:
         esm, report = EsmModel.from_pretrained(model, **options)
+    except pickle.UnpicklingError as error:
+        raise ModelError(
+            f"the weights of {model!r} could not be loaded: they are a pickle that holds more than "
+            "tensors, which could run code and is refused. Take safetensors"
+        ) from error
     except (OSError, ValueError, RuntimeError) as error:
         raise ModelError(
             f"the weights of {model!r} could not be loaded ({error}); is the download complete?"
@@ -264,7 +275,7 @@ def _merge_adapter(esm: nn.Module, adapter: str) -> nn.Module:
 
     try:
         merged = PeftModel.from_pretrained(esm, adapter).merge_and_unload()
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, pickle.UnpicklingError) as error:
         raise ModelError(
             f"adapter {adapter!r} could not be loaded onto the model ({error}); name the folder "
             "that holds adapter_config.json and adapter_model.safetensors"

@@ -41,7 +41,6 @@ class Outcome:
         cleaned: records changed, by cleaning rule.
         totals: what was computed.
         norms: Euclidean norms of the last vectors.
-        norm_sum: sum of all norms.
         last_commit: when rows were last committed (`time.time()`), None before.
     """
 
@@ -51,7 +50,6 @@ class Outcome:
     cleaned: Counter[str] = field(default_factory=Counter)
     totals: Totals = field(default_factory=Totals)
     norms: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
-    norm_sum: float = 0.0
     last_commit: float | None = None
 
     @property
@@ -97,7 +95,8 @@ def run(
             outcome.rows_read += chunk.num_rows
             outcome.cleaned.update(chunk.cleaned)
             outcome.rejected.update(_short(item.reason) for item in chunk.rejected)
-            _count_norms(outcome, vectors[ready])
+            norms = np.linalg.norm(vectors[ready], axis=1)
+            outcome.norms = np.concatenate([outcome.norms, norms])[-_NORM_SAMPLE:]
             writer.put(chunk, vectors, ready)
             on_progress(outcome)
     finally:
@@ -116,12 +115,6 @@ def _short(reason: str) -> str:
                 part, f"a value {part}" if part == "is outside" else f"a character {part}"
             )
     return reason if len(reason) < 40 else reason[:37] + "..."
-
-
-def _count_norms(outcome: Outcome, vectors: np.ndarray) -> None:
-    norms = np.linalg.norm(vectors, axis=1)
-    outcome.norm_sum += float(norms.sum(dtype=np.float64))
-    outcome.norms = np.concatenate([outcome.norms, norms])[-_NORM_SAMPLE:]
 
 
 class _Reader:

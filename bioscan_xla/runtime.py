@@ -113,6 +113,7 @@ def open_device(name: str = "auto", dtype: str | None = None) -> Device:
 def _open_xla(dtype: torch.dtype, why: str) -> Device:
     try:
         import torch_xla
+        import torch_xla.backends
         import torch_xla.distributed.spmd as xs
         import torch_xla.runtime as xr
     except ImportError as error:

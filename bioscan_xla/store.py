@@ -21,6 +21,7 @@ import lancedb
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from lancedb.index import Bitmap, BTree, IvfRq
 
 from .embedding_function import column_metadata
 from .errors import TableError
@@ -99,7 +100,11 @@ class Store:
         try:
             if "://" not in uri:
                 Path(uri).mkdir(parents=True, exist_ok=True)
-            table = lancedb.connect(uri).create_table(name, schema=schema, exist_ok=True)
+            database = lancedb.connect(uri)
+            if not _exists(database, name):
+                # Another process may be creating it at this moment.
+                database.create_table(name, schema=schema, exist_ok=True)
+            table = database.open_table(name)
         except (OSError, RuntimeError, ValueError) as error:
             raise TableError(
                 f"{uri}: the table {name!r} cannot be opened or created ({_first_line(error)}); "
@@ -222,18 +227,18 @@ class Store:
 
     def finish(self, vector_index: bool = False) -> None:
         """Compact once, build scalar indexes, and on request a vector index (IVF_RQ, cosine)."""
-        kinds = {"sequence_id": "BTREE", "depth": "BTREE"} | dict.fromkeys(RANKS, "BITMAP")
+        kinds: dict[str, Any] = {"sequence_id": BTree(), "depth": BTree()}
+        kinds |= {rank: Bitmap() for rank in RANKS}
         try:
             existing = {column for index in self.table.list_indices() for column in index.columns}
             for column, kind in kinds.items():
                 if column in self.table.schema.names and column not in existing:
-                    self.table.create_scalar_index(column, index_type=kind)
+                    self.table.create_index(column, config=kind)
             if vector_index and "vector" not in existing:
                 if self.count_rows() < _INDEX_ROWS:
                     log.info("no vector index: exact search is fast below %d rows", _INDEX_ROWS)
                 else:
-                    self.table.create_index("cosine", vector_column_name="vector",
-                                            index_type="IVF_RQ")
+                    self.table.create_index("vector", config=IvfRq(distance_type="cosine"))
             self.table.optimize()
         except (OSError, RuntimeError, ValueError) as error:
             # The rows are safe; another process may be compacting at the same moment.
@@ -294,6 +299,10 @@ def _compare(uri: str, name: str, there: pa.Schema, ours: pa.Schema) -> None:
         )
 
 
+def _exists(database: Any, name: str) -> bool:
+    return name in database.list_tables(limit=1000).tables
+
+
 def open_table(uri: str, name: str = "embeddings") -> Any:
     """Open an existing table for reading.
 
@@ -301,10 +310,12 @@ def open_table(uri: str, name: str = "embeddings") -> Any:
         TableError: there is none; the message lists those that are.
     """
     try:
+        if "://" not in uri and not Path(uri).is_dir():
+            raise TableError(f"{uri}: no such database; check --db")
         database = lancedb.connect(uri)
-        names = list(database.table_names(limit=1000)) if "://" in uri or Path(uri).is_dir() else []
-        if name in names:
+        if _exists(database, name):
             return database.open_table(name)
+        names = database.list_tables(limit=1000).tables
     except (OSError, RuntimeError, ValueError) as error:
         raise TableError(f"{uri}: cannot be opened ({_first_line(error)})") from error
     known = f"it has {', '.join(names)}" if names else "there is no table here"

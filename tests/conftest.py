@@ -1,0 +1,66 @@
+"""One small model for all tests, and what Hugging Face says about it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import torch
+
+from bioscan_xla.sample import simulate, write_model
+from bioscan_xla.tokens import load_tokenizer
+
+ROOT = Path(__file__).parents[1]
+
+
+def run_python(*words, env=None, check=True, **options):
+    """Run a Python command in a process of its own."""
+    result = subprocess.run(
+        [sys.executable, *map(str, words)], env={**os.environ, **(env or {})}, check=False,
+        capture_output=True, text=True, **options,
+    )
+    assert not check or result.returncode == 0, result.stderr
+    return result
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory):
+    """A two-layer ESM model with the real architecture, in the Hugging Face format."""
+    folder = tmp_path_factory.mktemp("model")
+    write_model(folder, hidden=64, layers=2, heads=4)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def sequences():
+    """Simulated sequences of 60 to 5,900 bp, some with N, some equal."""
+    texts = [text for text in simulate(60, seed=3)["dna_sequence"].to_pylist() if len(text) < 5900]
+    return [*texts, "ACGTAC", "A", "ACGTN" * 20, texts[0], texts[5]]
+
+
+def hugging_face_states(folder, sequences, layer=-1):
+    """Hidden states of each sequence alone, by Hugging Face's own forward, float32."""
+    from transformers import EsmModel
+
+    model = EsmModel.from_pretrained(folder, dtype=torch.float32, add_pooling_layer=False).eval()
+    tokenizer = load_tokenizer(folder)
+    with torch.inference_mode():
+        for sequence in sequences:
+            output = model(**tokenizer(sequence, return_tensors="pt"), output_hidden_states=True)
+            yield output.hidden_states[layer][0].numpy()
+
+
+@pytest.fixture(scope="session")
+def expected(model_folder, sequences):
+    """Vectors by the model card's recipe: mean of the last hidden state, each sequence alone."""
+    return np.stack([states.mean(0) for states in hugging_face_states(model_folder, sequences)])
+
+
+def cosine(a, b):
+    """Cosine of each pair of rows."""
+    return (a * b).sum(-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1)

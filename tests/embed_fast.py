@@ -1,0 +1,32 @@
+"""Run by test_embed.py to be killed: the embedding command, many commits a second.
+
+Arguments: source, database, model folder, process index, process count. Says "ready" on standard
+error at the first commit.
+"""
+
+import logging
+import sys
+
+from bioscan_xla.embed import run_embedding_pipeline
+from bioscan_xla.store import Store
+
+
+def main():
+    source, db, model, index, count = sys.argv[1:]
+    logging.disable()
+    opened = Store.done
+
+    def done(self):
+        result = opened(self)
+        print("ready", file=sys.stderr, flush=True)
+        return result
+
+    Store.done = done
+    run_embedding_pipeline(
+        source, db, model=model, device="cpu", dtype="float32", commit_rows=8,
+        process_index=int(index), process_count=int(count),
+    )
+
+
+if __name__ == "__main__":
+    main()
