@@ -47,7 +47,7 @@ class EmbedConfig:
     """Hugging Face id or local folder of a Nucleotide Transformer (version 1)."""
 
     revision: str | None = None
-    """Commit of the model on the hub; for the default model one is pinned."""
+    """Commit of the model on the hub; by default the one the table was begun with, else the newest."""
 
     adapter: str | None = None
     """Folder of a LoRA adapter, merged into the model."""
@@ -212,9 +212,9 @@ def load_yaml(config_class: type[T], path: str | Path, **overrides: Any) -> T:
 
 
 class _Parser(ArgumentParser):
-    def format_help(self) -> str:
+    def format_help(self, *arguments: Any) -> str:
         """Show flags as people type them, with dashes."""
-        text = super().format_help()
+        text = super().format_help(*arguments)
         text = re.sub(r"(?<=--)[a-z]+(?:_[a-z]+)+", lambda m: m.group().replace("_", "-"), text)
         return re.sub(r", --[a-z-]+\+ \S+", "", text).replace(" {true,false}", "")
 

@@ -29,7 +29,7 @@ from .pipeline import Outcome, run
 from .dry_run import describe_plan
 from .records import read_chunks
 from .sources import ReadOptions, count_rows, expand_inputs, is_remote, metadata_schema
-from .store import Store, table_schema
+from .store import Store, recorded_revision, table_schema
 from .tracking import Tracker
 
 log = logging.getLogger("bioscan_xla.embed")
@@ -91,12 +91,13 @@ def embed(config: EmbedConfig, commit_by_time: bool = True) -> dict[str, Any] | 
         model = read_config(config.model, config.revision)
         print(describe_plan(sources, reading, schema, device, model, config))
         return None
+    mirror = _open_mirror(config)
+    revision = config.revision or recorded_revision(config.db, config.table, config.model)
     encoder = load_encoder(
-        config.model, device=device, revision=config.revision, adapter=config.adapter,
+        config.model, device=device, revision=revision, adapter=config.adapter,
         pooling=config.pooling, layer=config.layer, overlap_tokens=config.overlap_tokens,
         shard_parameters=config.shard_parameters,
     )
-    mirror = _open_mirror(config)
     store = Store.open(
         config.db, config.table,
         table_schema(

@@ -9,7 +9,6 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from lancedb.embeddings import EmbeddingFunction, EmbeddingFunctionRegistry, register
 
 NAME = "bioscan_xla"
@@ -32,13 +31,13 @@ class SequenceEmbedding(EmbeddingFunction):
         """Return the length of a vector."""
         return self.hidden
 
-    def compute_query_embeddings(self, query: str, *args: Any, **kwargs: Any) -> list[np.ndarray]:
-        """Embed one query sequence."""
+    def compute_query_embeddings(self, query: str, *args: Any, **kwargs: Any) -> list:
+        """Embed one query sequence, (hidden,) float32."""
         return self.compute_source_embeddings([query])
 
     def compute_source_embeddings(
         self, texts: Sequence[str], *args: Any, **kwargs: Any
-    ) -> list[np.ndarray]:
+    ) -> list:
         """Embed sequences, cleaned as the reader cleans them; InputError if one is unusable."""
         from .inference import embed_text
 

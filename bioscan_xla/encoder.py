@@ -11,12 +11,13 @@ import logging
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 import transformers
-from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface, EsmConfig, EsmModel
+from transformers.utils.hub import cached_file, extract_commit_hash
 
 from . import __version__, runtime
 from .batches import FIRST_POSITION, Batch, Totals
@@ -53,7 +54,9 @@ def _runs_attention(module, query, key, value, attention_mask, runs=None, scalin
                 for x in (query, key, value)
             )
             if query.device.type == "cpu":
-                scores = torch.matmul(q, k.transpose(2, 3)) * scaling
+                scores = torch.matmul(q, k.transpose(2, 3))
+                if scaling != 1:  # ESM has scaled the query already
+                    scores = scores * scaling
                 states = torch.matmul(torch.softmax(scores, -1), v)
             else:
                 states = F.scaled_dot_product_attention(q, k, v, scale=scaling)
@@ -97,7 +100,7 @@ class Encoder:
         fingerprint: all that decides what a vector is, as strings.
     """
 
-    model: nn.Module
+    model: EsmModel
     device: Device
     pooling: str
     max_tokens: int
@@ -174,10 +177,11 @@ def load_encoder(
         )
     if not -1 <= layer <= config.num_hidden_layers:
         raise ConfigError(f"layer {layer} must lie between -1 and {config.num_hidden_layers}")
-    esm = _load_weights(model, revision, config, device.dtype)
+    commit = _resolve_commit(model, revision)
+    esm: Any = _load_weights(model, commit or None, config, device.dtype)
     fingerprint = {
         "model": str(Path(model).resolve()) if Path(model).is_dir() else model,
-        "revision": getattr(esm.config, "_commit_hash", None) or revision or "",
+        "revision": commit,
         "weights": _sample_hash(esm),
         "adapter": "",
         "adapter_hash": "",
@@ -196,11 +200,11 @@ def load_encoder(
         esm.encoder.layer = esm.encoder.layer[:layer]
         esm.encoder.emb_layer_norm_after = None
     esm.set_attn_implementation("packed_segments" if device.kind == "xla" else "packed_runs")
-    esm = esm.to(device.dtype).eval().requires_grad_(False)
+    esm.to(dtype=device.dtype).eval().requires_grad_(False)
     if device.kind == "cpu":
         reorder_linear_layers(esm)
     else:
-        esm = esm.to(device.torch_device)
+        esm.to(device=device.torch_device)
         if shard_parameters:
             runtime.shard_parameters(device, esm)
     log.info("model %s: %d layers, hidden %d", model, len(esm.encoder.layer), config.hidden_size)
@@ -238,17 +242,25 @@ def read_config(model: str, revision: str | None) -> EsmConfig:
     return EsmConfig.from_dict(raw)
 
 
+def _resolve_commit(model: str, revision: str | None) -> str:
+    """The commit that a hub model's files come from; empty for a folder."""
+    if Path(model).is_dir():
+        return ""
+    path = cached_file(model, "config.json", revision=revision)
+    return extract_commit_hash(path, None) or revision or ""
+
+
 def _load_weights(
     model: str, revision: str | None, config: EsmConfig, dtype: torch.dtype
 ) -> EsmModel:
-    options: dict = dict(
+    options: dict[str, Any] = dict(
         config=config, revision=revision, dtype=dtype, add_pooling_layer=False,
         trust_remote_code=False, weights_only=True, output_loading_info=True,
     )
     verbosity = transformers.utils.logging.get_verbosity()
     transformers.utils.logging.set_verbosity_error()  # the unused head is no news
     try:
-        esm, report = EsmModel.from_pretrained(model, **options)
+        loaded: Any = EsmModel.from_pretrained(model, **options)
     except pickle.UnpicklingError as error:
         raise ModelError(
             f"the weights of {model!r} could not be loaded: they are a pickle that holds more than "
@@ -260,6 +272,7 @@ def _load_weights(
         ) from error
     finally:
         transformers.utils.logging.set_verbosity(verbosity)
+    esm, report = loaded
     # Rotary tables and the contact head are not part of the forward pass.
     missing = sorted(key for key in report["missing_keys"] if "contact_head" not in key)
     if missing:
@@ -270,7 +283,7 @@ def _load_weights(
     return esm
 
 
-def _merge_adapter(esm: nn.Module, adapter: str) -> nn.Module:
+def _merge_adapter(esm: EsmModel, adapter: str) -> Any:
     from peft import PeftModel
 
     try:
@@ -283,7 +296,7 @@ def _merge_adapter(esm: nn.Module, adapter: str) -> nn.Module:
     return merged
 
 
-def _sample_hash(esm: nn.Module) -> str:
+def _sample_hash(esm: EsmModel) -> str:
     """A hash over the shapes and some values of every weight: tells models apart in a second."""
     digest = hashlib.sha256(json.dumps(esm.config.hidden_size).encode())
     for name, weight in sorted(esm.named_parameters()):

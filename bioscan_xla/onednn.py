@@ -5,6 +5,8 @@ weight once, in the block order oneDNN multiplies fastest. Guaranteed: same resu
 rounding; a machine without oneDNN keeps its layers.
 """
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -48,7 +50,7 @@ class _ReorderedWithResidual(nn.Module):
         )
 
 
-def reorder_linear_layers(model: nn.Module) -> bool:
+def reorder_linear_layers(model: Any) -> bool:
     """Replace the linear layers of an EsmModel's encoder in place.
 
     Returns:

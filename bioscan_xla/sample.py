@@ -8,7 +8,6 @@ The model has the architecture and vocabulary of Nucleotide Transformer with ran
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -61,14 +60,15 @@ def simulate(num_sequences: int = 400, seed: int = 0) -> pa.Table:
     ancestors: dict[tuple[str, ...], np.ndarray] = {}
 
     def descend(lineage: tuple[str, ...], marker: str) -> np.ndarray:
-        if (marker, *lineage) not in ancestors:
+        key = (marker, *lineage)
+        if key not in ancestors:
             if lineage:
                 change = _CHANGE[RANKS[len(lineage) - 1]]
                 bases = _mutate(descend(lineage[:-1], marker), change, rng)
             else:
                 bases = rng.integers(0, 4, _MARKERS[marker][0])
-            ancestors[marker, *lineage] = bases
-        return ancestors[marker, *lineage]
+            ancestors[key] = bases
+        return ancestors[key]
 
     names, shares = list(_MARKERS), [share for _, share in _MARKERS.values()]
     rows = []
@@ -139,7 +139,7 @@ def write_model(
         vocab_size=len(VOCABULARY), hidden_size=hidden, num_hidden_layers=layers,
         num_attention_heads=heads, intermediate_size=4 * hidden,
         max_position_embeddings=max_tokens + PAD_ID + 1, position_embedding_type="absolute",
-        token_dropout=True, mask_token_id=MASK_ID, pad_token_id=PAD_ID, cls_token_id=CLS_ID,
+        token_dropout=True, mask_token_id=MASK_ID, pad_token_id=PAD_ID, bos_token_id=CLS_ID,
         emb_layer_norm_before=False, attention_probs_dropout_prob=0.0, hidden_dropout_prob=0.0,
         tie_word_embeddings=False, layer_norm_eps=1e-12,
     )
@@ -167,4 +167,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

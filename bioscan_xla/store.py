@@ -327,6 +327,15 @@ def read_fingerprint(table: Any) -> dict[str, str]:
     return json.loads((table.schema.metadata or {}).get(FINGERPRINT_KEY, b"{}"))
 
 
+def recorded_revision(uri: str, name: str, model: str) -> str | None:
+    """Commit of a hub model that a table was begun with, so that a later run takes the same."""
+    try:
+        made_by = read_fingerprint(open_table(uri, name))
+    except TableError:
+        return None  # not begun yet
+    return (made_by.get("revision") or None) if made_by.get("model") == model else None
+
+
 def search_vectors(
     table: Any, vectors: np.ndarray, k: int = 10, where: str | None = None
 ) -> list[pa.Table]:

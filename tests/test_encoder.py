@@ -11,8 +11,9 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import EsmForMaskedLM, EsmModel
 
+from bioscan_xla.embed import run_embedding_pipeline
 from bioscan_xla.encoder import load_encoder
-from bioscan_xla.errors import ConfigError, ModelError
+from bioscan_xla.errors import ConfigError, ModelError, TableError
 from bioscan_xla.inference import embed_sequences, embed_text
 from bioscan_xla.runtime import open_device
 
@@ -119,6 +120,36 @@ def test_other_adapter_other_hash(model_folder, tmp_path, cpu):
         encoder = load_encoder(model_folder, device=cpu, adapter=str(tmp_path / str(seed)))
         hashes.add(encoder.fingerprint["adapter_hash"])
     assert len(hashes) == 2
+
+
+@pytest.fixture
+def hub(model_folder, tmp_path, monkeypatch):
+    """A hub cache with two commits of one model, the newer with other weights."""
+    cache = tmp_path / "hub"
+    repository = cache / "models--lab--tiny"
+    for commit in ("a" * 40, "b" * 40):
+        shutil.copytree(model_folder, repository / "snapshots" / commit)
+    weights = load_file(repository / "snapshots" / ("b" * 40) / "model.safetensors")
+    weights["esm.embeddings.word_embeddings.weight"] *= 2
+    save_file(weights, repository / "snapshots" / ("b" * 40) / "model.safetensors", {"format": "pt"})
+    (repository / "refs").mkdir()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    return repository / "refs" / "main"
+
+
+def test_the_table_keeps_the_commit_it_was_begun_with(hub, tmp_path, cpu):
+    options = dict(model="lab/tiny", device="cpu", dtype="float32")
+    fasta = tmp_path / "few.fasta"
+    fasta.write_text("".join(f">s{n}\n{'ACGTTGCATG' * (5 + n)}\n" for n in range(9)))
+    hub.write_text("a" * 40)
+    first = run_embedding_pipeline(str(fasta), str(tmp_path / "db"), max_sequences=4, **options)
+    assert first["fingerprint"]["revision"] == "a" * 40
+    hub.write_text("b" * 40)
+    second = run_embedding_pipeline(str(fasta), str(tmp_path / "db"), **options)
+    assert second["fingerprint"] == first["fingerprint"]
+    assert load_encoder("lab/tiny", device=cpu).fingerprint["revision"] == "b" * 40
+    with pytest.raises(TableError, match="revision"):
+        run_embedding_pipeline(str(fasta), str(tmp_path / "db"), revision="b" * 40, **options)
 
 
 def test_weights_as_pickle_load_tensors_only(model_folder, sequences, expected, tmp_path, cpu):
