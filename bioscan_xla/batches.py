@@ -108,7 +108,7 @@ def layout(kind: str, num_devices: int = 1, max_tokens: int = 1000) -> Layout:
     longest = -(-max_tokens // 128) * 128  # the TPU's vector registers are 128 wide
     if kind == "xla":
         short = max(128, longest // 2)
-        return Layout((short, longest), 8 * num_devices, longest // 16)
+        return Layout((short, longest), 8 * num_devices, longest // 24)
     return Layout((max(longest, 1024 if kind == "cpu" else 32768),), 1, None)
 
 

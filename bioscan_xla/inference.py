@@ -32,8 +32,9 @@ class Job(Generic[T]):
         item: what the caller knows the job by.
         inverse: (sequences,) which distinct sequence each is.
         windows: all windows of the distinct sequences.
+        num_windows: (distinct,) windows of each.
         missing: (distinct,) windows that are not computed yet.
-        weights: (distinct,) tokens computed so far.
+        weights: (distinct,) tokens computed so far, of sequences of several windows.
         num_windowed: sequences that took more than one window.
         vectors: (distinct, hidden) float32, made when the job starts.
     """
@@ -41,6 +42,7 @@ class Job(Generic[T]):
     item: T
     inverse: np.ndarray
     windows: list[Window]
+    num_windows: np.ndarray
     missing: np.ndarray
     weights: np.ndarray
     num_windowed: int
@@ -56,9 +58,10 @@ def prepare(number: int, item: T, sequences: Sequence[str], max_tokens: int, ove
     )
     windows = cut_windows(tokenize(list(distinct)), number, max_tokens, overlap)
     owners = np.fromiter((window.owner[1] for window in windows), np.int64, len(windows))
-    missing = np.bincount(owners, minlength=len(distinct))
+    counts = np.bincount(owners, minlength=len(distinct))
     weights = np.zeros(len(distinct), np.float32)
-    return Job(item, inverse, windows, missing, weights, int((missing > 1)[inverse].sum()))
+    num_windowed = int((counts > 1)[inverse].sum())
+    return Job(item, inverse, windows, counts, counts.copy(), weights, num_windowed)
 
 
 def run_jobs(
@@ -86,9 +89,11 @@ def run_jobs(
     def collect() -> None:
         batch, result = in_flight.popleft()
         values = runtime.fetch(result)
-        for row, segment, window in batch.places:
-            number, index = window.owner
-            _accept(open_jobs[number], index, len(window), values[row, segment], encoder.pooling)
+        by_job: dict[int, list[tuple[int, int, Window]]] = {}
+        for place in batch.places:
+            by_job.setdefault(place[2].owner[0], []).append(place)
+        for number, places in by_job.items():
+            _accept(open_jobs[number], places, values, encoder.pooling)
 
     def finished() -> Iterator[tuple[T, np.ndarray, np.ndarray]]:
         while open_jobs:
@@ -125,21 +130,38 @@ def run_jobs(
             return
 
 
-def _accept(job: Job, index: int, tokens: int, vector: np.ndarray, pooling: str) -> None:
-    if pooling == "max":
-        known = job.weights[index] > 0
-        job.vectors[index] = np.maximum(job.vectors[index], vector) if known else vector
-    else:
-        # The token-weighted mean over the windows of a long sequence.
-        job.vectors[index] += tokens * vector
-    job.weights[index] += tokens
-    job.missing[index] -= 1
+def _accept(job: Job, places: list[tuple[int, int, Window]], values: np.ndarray, pooling: str) -> None:
+    """Put the vectors of one job's windows where they belong; values (rows, segments, hidden)."""
+    rows, segments, indices, tokens = (
+        np.fromiter(numbers, np.int64, len(places))
+        for numbers in (
+            (row for row, _, _ in places), (segment for _, segment, _ in places),
+            (window.owner[1] for _, _, window in places), (len(window) for _, _, window in places),
+        )
+    )
+    whole = job.num_windows[indices] == 1
+    job.vectors[indices[whole]] = values[rows[whole], segments[whole]]
+    for at in np.flatnonzero(~whole):
+        vector, index = values[rows[at], segments[at]], indices[at]
+        if pooling != "max":
+            # The token-weighted mean over the windows of a long sequence.
+            job.vectors[index] += tokens[at] * vector
+        elif job.weights[index]:
+            np.maximum(job.vectors[index], vector, out=job.vectors[index])
+        else:
+            job.vectors[index] = vector
+        job.weights[index] += tokens[at]
+    np.subtract.at(job.missing, indices, 1)
 
 
 def _result(job: Job[T], pooling: str) -> tuple[T, np.ndarray, np.ndarray]:
+    ready = job.missing == 0
     if pooling != "max":
-        job.vectors /= np.maximum(job.weights, 1)[:, None]
-    return job.item, job.vectors[job.inverse], (job.missing == 0)[job.inverse]
+        several = np.flatnonzero((job.num_windows > 1) & ready)
+        job.vectors[several] /= job.weights[several, None]
+    if len(job.inverse) == len(ready):
+        return job.item, job.vectors, ready  # all distinct, and in order
+    return job.item, job.vectors[job.inverse], ready[job.inverse]
 
 
 def embed_sequences(encoder: Encoder, sequences: Sequence[str]) -> np.ndarray:

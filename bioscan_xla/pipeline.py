@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 _QUEUED_CHUNKS = 2  # between reader and device, and between device and writer
 _POLL_SECONDS = 0.2
-_NORM_SAMPLE = 4096
+_NORM_SAMPLE = 512
 
 
 @dataclass
@@ -40,7 +40,7 @@ class Outcome:
         rejected: records set aside, by reason in short.
         cleaned: records changed, by cleaning rule.
         totals: what was computed.
-        norms: Euclidean norms of the last vectors.
+        norms: Euclidean norms of some of the last vectors.
         last_commit: when rows were last committed (`time.time()`), None before.
     """
 
@@ -95,7 +95,7 @@ def run(
             outcome.rows_read += chunk.num_rows
             outcome.cleaned.update(chunk.cleaned)
             outcome.rejected.update(_short(item.reason) for item in chunk.rejected)
-            norms = np.linalg.norm(vectors[ready], axis=1)
+            norms = np.linalg.norm(vectors[ready][:_NORM_SAMPLE], axis=1)
             outcome.norms = np.concatenate([outcome.norms, norms])[-_NORM_SAMPLE:]
             writer.put(chunk, vectors, ready)
             on_progress(outcome)

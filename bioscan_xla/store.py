@@ -21,6 +21,7 @@ import lancedb
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from lancedb.index import Bitmap, BTree, IvfRq
 
 from .embedding_function import column_metadata
@@ -148,10 +149,13 @@ class Store:
     def storable(self, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Vectors in the table's dtype, and for each whether all its numbers are finite there."""
         dtype = self.table.schema.field("vector").type.value_type.to_pandas_dtype()
-        largest = np.abs(vectors).max(axis=1, initial=0)
-        finite = largest <= np.finfo(dtype).max  # False for NaN too
-        with np.errstate(over="ignore", invalid="ignore"):
-            return vectors.astype(dtype), finite
+        squares = np.einsum("ij,ij->i", vectors, vectors)
+        finite = squares <= 1e9  # no number above the square root of that; False for NaN
+        for row in np.flatnonzero(~finite):
+            finite[row] = np.abs(vectors[row]).max() <= np.finfo(dtype).max
+        if dtype == np.float16:
+            vectors = torch.from_numpy(vectors).half().numpy()  # several times faster than numpy
+        return vectors, finite
 
     def append(self, parts: Sequence[pa.Table]) -> None:
         """Add rows in one atomic commit.
@@ -163,7 +167,7 @@ class Store:
         batches = (
             batch
             for part in parts
-            for batch in part.cast(schema).to_batches(max_chunksize=_ROWS_PER_BATCH)
+            for batch in part.to_batches(max_chunksize=_ROWS_PER_BATCH)
         )
         try:
             self.table.add(pa.RecordBatchReader.from_batches(schema, batches))

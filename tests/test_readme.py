@@ -1,0 +1,64 @@
+"""Every command of the README runs, on the built-in sample."""
+
+import re
+import shlex
+
+
+import pytest
+
+from .conftest import ROOT, run_python
+
+BLOCKS = re.findall(r"```\w*\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+COMMANDS = [
+    line.split("#")[0].strip()
+    for block in BLOCKS
+    for line in block.splitlines()
+    if re.match(r"(\.venv/bin/)?python -m bioscan_xla", line)
+]
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    """A folder in which the file names of the README exist."""
+    folder = tmp_path_factory.mktemp("readme")
+    run_python("-m", "bioscan_xla.sample", folder / "demo", cwd=folder)
+    run_python(
+        "-m", "bioscan_xla.embed", "--input", "demo/sample.parquet", "--db", "demo/embeddings.db",
+        "--model", "demo/model", cwd=folder,
+    )
+    (folder / "reads.parquet").write_bytes((folder / "demo/sample.parquet").read_bytes())
+    return folder
+
+
+def test_there_are_commands():
+    assert len(COMMANDS) >= 3
+    assert any("make demo" in block for block in BLOCKS)
+    assert any("make test" in block for block in BLOCKS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_command(command, workplace):
+    words = shlex.split(command)[1:]
+    if "bioscan_xla.embed" in words and "--config" not in words:
+        words += ["--model", "demo/model"]  # in place of 10 GB from the hub
+    result = run_python(*words, cwd=workplace)
+    assert result.stdout
+
+
+def test_python_example(workplace):
+    (block,) = [block for block in BLOCKS if "run_embedding_pipeline(" in block]
+    block = block.replace("max_sequences=1000", "max_sequences=50, model='demo/model'")
+    block = block.replace("vectors.db", "example.db").replace("ACGTTGCA...", "ACGTTGCA" * 8)
+    result = run_python("-c", block, cwd=workplace)
+    assert result.stdout.split()[:2] == ["50", "0"]
+
+
+def test_demo_of_the_makefile(workplace):
+    recipe = (ROOT / "Makefile").read_text().split("\ndemo: ")[1].split("\n\n")[0]
+    lines = re.findall(r"python (-m bioscan_xla\S* .*)", recipe)
+    assert len(lines) == 3
+    for line in lines:
+        words = shlex.split(line.rstrip('"'))
+        words = [str(ROOT / w) if w.startswith("configs/") else w for w in words]
+        assert run_python(*words, cwd=workplace).returncode == 0
+
