@@ -17,7 +17,7 @@ try:
 except PackageNotFoundError:  # used from a source tree that was never installed
     __version__ = "0+source"
 
-from . import embedding_function as _embedding_function  # noqa: E402, F401
+from . import embedding_function as _embedding_function  # noqa: F401
 
 
 def run_embedding_pipeline(*args, **kwargs):

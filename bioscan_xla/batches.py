@@ -136,8 +136,9 @@ def cut_windows(tokens: Tokens, job: int, max_tokens: int, overlap: int) -> list
     return result
 
 
-def _fill(rows: list[list[Window]], num_rows: int, width: int, num_segments: int,
-          with_runs: bool) -> Batch:
+def _fill(
+    rows: list[list[Window]], num_rows: int, width: int, num_segments: int, with_runs: bool
+) -> Batch:
     input_ids = np.full((num_rows, width), PAD_ID, np.int32)
     positions = np.full((num_rows, width), PAD_ID, np.int32)
     segments = np.full((num_rows, width), -1, np.int32)
@@ -160,8 +161,14 @@ def _fill(rows: list[list[Window]], num_rows: int, width: int, num_segments: int
                 runs[-1] = (runs[-1][0] + 1, len(window))
             else:
                 runs.append((1, len(window)))
-    return Batch(input_ids, positions, segments, num_segments,
-                 tuple(runs) if with_runs else None, tuple(places))
+    return Batch(
+        input_ids,
+        positions,
+        segments,
+        num_segments,
+        tuple(runs) if with_runs else None,
+        tuple(places),
+    )
 
 
 class Packer:

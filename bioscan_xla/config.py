@@ -32,7 +32,7 @@ class EmbedConfig:
     """
 
     input: list[str] | str = ()  # type: ignore[assignment]
-    """Parquet, FASTA or FASTQ: a file, several, a glob, a folder, or a gs://, s3://, az://, hf:// URL."""
+    """Parquet, FASTA or FASTQ: files, a glob, a folder, or a gs://, s3://, az://, hf:// URL."""
 
     db: str = "embeddings.db"
     """LanceDB database: a local folder, or a gs:// or s3:// URL."""
@@ -41,13 +41,13 @@ class EmbedConfig:
     """Name of the table."""
 
     mirror: str | None = None
-    """Folder (a mounted Google Drive, say) that gets a copy of the database, at most every half hour."""
+    """Folder (a mounted Google Drive, say) that gets a copy of the database every half hour."""
 
     model: str = "InstaDeepAI/nucleotide-transformer-2.5b-multi-species"
     """Hugging Face id or local folder of a Nucleotide Transformer (version 1)."""
 
     revision: str | None = None
-    """Commit of the model on the hub; by default the one the table was begun with, else the newest."""
+    """Commit of the model on the hub; by default that of the table, for a new table the newest."""
 
     adapter: str | None = None
     """Folder of a LoRA adapter, merged into the model."""
@@ -138,8 +138,12 @@ class EmbedConfig:
                 names = ", ".join(name for name in known if name)
                 raise ConfigError(f"{key} {getattr(self, key)!r} is unknown; choose {names}")
         lowest = {
-            "min_length_bp": 1, "commit_rows": 1, "overlap_tokens": 0, "process_count": 1,
-            "max_sequences": 1, "max_errors": 0,
+            "min_length_bp": 1,
+            "commit_rows": 1,
+            "overlap_tokens": 0,
+            "process_count": 1,
+            "max_sequences": 1,
+            "max_errors": 0,
         }
         for key, least in lowest.items():
             value = getattr(self, key)
@@ -178,7 +182,9 @@ def parse(config_class: type[T], arguments: Sequence[str] | None, prog: str) -> 
     words = _normalise(config_class, sys.argv[1:] if arguments is None else arguments)
     flags = [word[2:].split("=")[0].split(".")[0] for word in words if word.startswith("--")]
     parser = _Parser(
-        prog=prog, description=config_class.__doc__, exit_on_error=False,
+        prog=prog,
+        description=config_class.__doc__,
+        exit_on_error=False,
         usage="%(prog)s [--config FILE] [--OPTION VALUE ...]",
     )
     parser.add_argument("--config", action="config", help="YAML file of options; flags win over it")

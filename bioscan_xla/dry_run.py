@@ -23,8 +23,12 @@ _BAR_CHARACTERS = 40
 
 
 def describe_plan(
-    sources: Sequence[str], reading: ReadOptions, schema: pa.Schema, device: Device,
-    model: EsmConfig, config: EmbedConfig,
+    sources: Sequence[str],
+    reading: ReadOptions,
+    schema: pa.Schema,
+    device: Device,
+    model: EsmConfig,
+    config: EmbedConfig,
 ) -> str:
     """Rows, token histogram, batch shapes, useful fraction, device and memory."""
     max_tokens = model.max_position_embeddings - FIRST_POSITION

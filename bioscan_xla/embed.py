@@ -17,18 +17,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-from tqdm.contrib.logging import logging_redirect_tqdm
-
 from . import runtime
 from .config import EmbedConfig, check_keys, parse
+from .dry_run import describe_plan
 from .encoder import Encoder, load_encoder, read_config
 from .errors import BioscanError, ConfigError
+from .inputs import expand_inputs, is_remote
 from .mirror import Mirror, restore
 from .pipeline import Outcome, run
-from .dry_run import describe_plan
+from .progress import Progress
 from .records import read_chunks
-from .sources import ReadOptions, count_rows, expand_inputs, is_remote, metadata_schema
+from .sources import ReadOptions, count_rows, metadata_schema
 from .store import Store, recorded_revision, table_schema
 from .tracking import Tracker
 
@@ -36,18 +35,20 @@ log = logging.getLogger("bioscan_xla.embed")
 
 # Rows read at a time: enough to sort by length and fill batches, little enough to hold.
 _CHUNK_ROWS = {"cpu": 1024, "cuda": 8192, "xla": 16384}
-_LOG_SECONDS = 60.0
 
 
 def run_embedding_pipeline(
-    parquet_input_path: str | Sequence[str], lancedb_output_path: str,
-    google_drive_path: str | None = None, checkpoint_enabled: bool = True,
-    max_sequences: int | None = None, **options: Any,
+    parquet_input_path: str | Sequence[str],
+    lancedb_output_path: str,
+    google_drive_path: str | None = None,
+    checkpoint_enabled: bool = True,
+    max_sequences: int | None = None,
+    **options: Any,
 ) -> dict[str, Any]:
     """Embed sequences into a LanceDB table.
 
     Args:
-        parquet_input_path: what `--input` takes: files (Parquet, FASTA, FASTQ), globs, folders, URLs.
+        parquet_input_path: what `--input` takes: Parquet, FASTA, FASTQ; globs, folders, URLs.
         lancedb_output_path: database folder or URL.
         google_drive_path: a folder that gets a copy of the database (`--mirror`).
         checkpoint_enabled: commit at least every `commit_minutes`; False commits by rows and at
@@ -69,8 +70,11 @@ def run_embedding_pipeline(
     """
     check_keys(EmbedConfig, list(options), "run_embedding_pipeline")
     config = EmbedConfig(
-        input=parquet_input_path, db=lancedb_output_path, mirror=google_drive_path,  # type: ignore[arg-type]
-        max_sequences=max_sequences, **options,
+        input=parquet_input_path,  # type: ignore[arg-type]
+        db=lancedb_output_path,
+        mirror=google_drive_path,
+        max_sequences=max_sequences,
+        **options,
     )
     result = embed(config, commit_by_time=checkpoint_enabled)
     assert result is not None or config.dry_run
@@ -82,8 +86,11 @@ def embed(config: EmbedConfig, commit_by_time: bool = True) -> dict[str, Any] | 
     sources = expand_inputs(config.input)
     device = runtime.open_device(config.device, config.dtype)
     reading = ReadOptions(
-        columns=config.columns, keep=tuple(config.keep), header_taxonomy=config.header_taxonomy,
-        min_length_bp=config.min_length_bp, max_n_fraction=config.max_n_fraction,
+        columns=config.columns,
+        keep=tuple(config.keep),
+        header_taxonomy=config.header_taxonomy,
+        min_length_bp=config.min_length_bp,
+        max_n_fraction=config.max_n_fraction,
         chunk_rows=min(_CHUNK_ROWS[device.kind], config.commit_rows),
     )
     schema = metadata_schema(sources, reading)
@@ -94,21 +101,34 @@ def embed(config: EmbedConfig, commit_by_time: bool = True) -> dict[str, Any] | 
     mirror = _open_mirror(config)
     revision = config.revision or recorded_revision(config.db, config.table, config.model)
     encoder = load_encoder(
-        config.model, device=device, revision=revision, adapter=config.adapter,
-        pooling=config.pooling, layer=config.layer, overlap_tokens=config.overlap_tokens,
+        config.model,
+        device=device,
+        revision=revision,
+        adapter=config.adapter,
+        pooling=config.pooling,
+        layer=config.layer,
+        overlap_tokens=config.overlap_tokens,
         shard_parameters=config.shard_parameters,
     )
     store = Store.open(
-        config.db, config.table,
+        config.db,
+        config.table,
         table_schema(
             encoder.hidden, config.vector_dtype, schema, config.store_sequences, encoder.fingerprint
         ),
-        process_index=config.process_index, rule=_rule(reading), sources=sources,
+        process_index=config.process_index,
+        rule=_rule(reading),
+        sources=sources,
     )
     done = store.done()
     chunks = read_chunks(
-        sources, reading, schema, done=done, known_ids=store.ids(),
-        process_index=config.process_index, process_count=config.process_count,
+        sources,
+        reading,
+        schema,
+        done=done,
+        known_ids=store.ids(),
+        process_index=config.process_index,
+        process_count=config.process_count,
     )
     tracker = Tracker(config.wandb, config.wandb_project, asdict(config))
     total = count_rows(sources) if config.process_count == 1 else None
@@ -116,13 +136,18 @@ def embed(config: EmbedConfig, commit_by_time: bool = True) -> dict[str, Any] | 
     if already:
         log.info("resuming: %d records are done already", already)
     started = time.monotonic()
-    with _stop_on_signal() as stop, _Progress(encoder, tracker, total, already) as progress:
+    with _stop_on_signal() as stop, Progress(encoder, tracker, total, already) as progress:
         try:
             outcome = run(
-                encoder, store, chunks, commit_rows=config.commit_rows,
+                encoder,
+                store,
+                chunks,
+                commit_rows=config.commit_rows,
                 commit_seconds=60 * config.commit_minutes if commit_by_time else math.inf,
-                max_sequences=config.max_sequences, max_errors=config.max_errors,
-                stop=stop.event, on_progress=progress.update,
+                max_sequences=config.max_sequences,
+                max_errors=config.max_errors,
+                stop=stop.event,
+                on_progress=progress.update,
                 on_commit=mirror.after_commit if mirror else lambda: None,
             )
             if not stop.event.is_set():
@@ -148,11 +173,14 @@ def _open_mirror(config: EmbedConfig) -> Mirror | None:
 
 def _rule(reading: ReadOptions) -> str:
     """All that decides whether a record is rejected."""
-    return json.dumps({
-        "columns": dict(sorted(reading.columns.items())),
-        "header_taxonomy": reading.header_taxonomy,
-        "min_length_bp": reading.min_length_bp, "max_n_fraction": reading.max_n_fraction,
-    })
+    return json.dumps(
+        {
+            "columns": dict(sorted(reading.columns.items())),
+            "header_taxonomy": reading.header_taxonomy,
+            "min_length_bp": reading.min_length_bp,
+            "max_n_fraction": reading.max_n_fraction,
+        }
+    )
 
 
 @dataclass
@@ -185,54 +213,6 @@ def _stop_on_signal() -> Iterator[_Stop]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-class _Progress:
-    """Progress bar at a terminal, a log line a minute elsewhere, and the tracker."""
-
-    def __init__(self, encoder: Encoder, tracker: Tracker, total: int | None, already: int):
-        self._encoder, self._tracker = encoder, tracker
-        self._bar = tqdm(total=total, initial=already, unit="seq", disable=None, smoothing=0.05)
-        self._redirect = logging_redirect_tqdm()
-        self._started = self._logged = time.monotonic()
-        self._shown, self._already = 0, already
-
-    def __enter__(self) -> "_Progress":
-        self._redirect.__enter__()
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self._redirect.__exit__(*error)
-        self._bar.close()
-
-    def update(self, outcome: Outcome) -> None:
-        """Show where the run is."""
-        self._bar.update(outcome.rows_read - self._shown)
-        self._shown = outcome.rows_read
-        seconds = time.monotonic() - self._started
-        last = (
-            time.strftime("%H:%M:%S", time.localtime(outcome.last_commit))
-            if outcome.last_commit else "none yet"
-        )
-        self._bar.set_postfix_str(f"last commit {last}", refresh=False)
-        rate = outcome.totals.sequences / seconds
-        if self._bar.disable and time.monotonic() - self._logged >= _LOG_SECONDS:
-            self._logged = time.monotonic()
-            total = f" of {self._bar.total}" if self._bar.total else ""
-            at = outcome.rows_read + self._already
-            log.info("%d%s records, %.1f sequences/s, last commit %s", at, total, rate, last)
-        utilisation = self._encoder.utilisation(outcome.totals, seconds)
-        figures = {
-            "embed/sequences": outcome.totals.sequences,
-            "embed/sequences_per_second": rate,
-            "embed/useful_tokens_per_second": outcome.totals.useful_tokens / seconds,
-            "embed/useful_token_fraction": outcome.totals.useful_fraction,
-            "embed/padding_fraction": 1 - outcome.totals.useful_fraction,
-            "embed/errors": outcome.num_rejected,
-        }
-        if utilisation is not None:
-            figures["embed/model_flop_utilisation"] = utilisation
-        self._tracker.log(figures, outcome.norms)
 
 
 def _result(
@@ -306,8 +286,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("left at once; what was committed is kept. Run the same command to go on",
-              file=sys.stderr)
+        print(
+            "left at once; what was committed is kept. Run the same command to go on",
+            file=sys.stderr,
+        )
         return 130
     if result is None:
         return 0

@@ -35,9 +35,7 @@ class SequenceEmbedding(EmbeddingFunction):
         """Embed one query sequence, (hidden,) float32."""
         return self.compute_source_embeddings([query])
 
-    def compute_source_embeddings(
-        self, texts: Sequence[str], *args: Any, **kwargs: Any
-    ) -> list:
+    def compute_source_embeddings(self, texts: Sequence[str], *args: Any, **kwargs: Any) -> list:
         """Embed sequences, cleaned as the reader cleans them; InputError if one is unusable."""
         from .inference import embed_text
 
@@ -45,23 +43,39 @@ class SequenceEmbedding(EmbeddingFunction):
 
     def _encoder(self) -> Any:
         return load_as(
-            self.model, self.revision, self.adapter, self.pooling, self.layer, self.dtype,
+            self.model,
+            self.revision,
+            self.adapter,
+            self.pooling,
+            self.layer,
+            self.dtype,
             self.overlap_tokens,
         )
 
 
 @functools.lru_cache(maxsize=1)
 def load_as(
-    model: str, revision: str, adapter: str, pooling: str, layer: int, dtype: str,
-    overlap_tokens: int, device: str = "auto",
+    model: str,
+    revision: str,
+    adapter: str,
+    pooling: str,
+    layer: int,
+    dtype: str,
+    overlap_tokens: int,
+    device: str = "auto",
 ) -> Any:
     """Load the encoder that a table's fingerprint describes, once a process."""
     from .encoder import load_encoder
     from .runtime import open_device
 
     return load_encoder(
-        model, device=open_device(device, dtype), revision=revision or None,
-        adapter=adapter or None, pooling=pooling, layer=layer, overlap_tokens=overlap_tokens,
+        model,
+        device=open_device(device, dtype),
+        revision=revision or None,
+        adapter=adapter or None,
+        pooling=pooling,
+        layer=layer,
+        overlap_tokens=overlap_tokens,
     )
 
 
@@ -72,8 +86,10 @@ def column_metadata(fingerprint: Mapping[str, str], hidden: int) -> dict[bytes, 
     }
     numbers = {key: int(fingerprint[key]) for key in ("layer", "overlap_tokens")}
     function = {
-        "name": NAME, "model": parameters | numbers | {"hidden": hidden},
-        "source_column": "dna_sequence", "vector_column": "vector",
+        "name": NAME,
+        "model": parameters | numbers | {"hidden": hidden},
+        "source_column": "dna_sequence",
+        "vector_column": "vector",
     }
     return {b"embedding_functions": json.dumps([function]).encode()}
 

@@ -65,8 +65,9 @@ def _runs_attention(module, query, key, value, attention_mask, runs=None, scalin
     return output[None], None
 
 
-def _segment_attention(module, query, key, value, attention_mask, segments=None, scaling=None,
-                       dropout=0.0, **_):
+def _segment_attention(
+    module, query, key, value, attention_mask, segments=None, scaling=None, dropout=0.0, **_
+):
     """Attention with the mask made on the device from `segments`, (rows, tokens)."""
     same = segments[:, None, :, None] == segments[:, None, None, :]
     scores = torch.matmul(query, key.transpose(2, 3)) * scaling
@@ -127,7 +128,11 @@ class Encoder:
     def utilisation(self, totals: Totals, seconds: float) -> float | None:
         """Model FLOP/s over the device's peak, counting only real tokens; None if unknown."""
         peak = runtime.peak_flops(self.device)
-        return self.flops(totals.useful_tokens, totals.squared_tokens) / seconds / peak if peak else None
+        return (
+            self.flops(totals.useful_tokens, totals.squared_tokens) / seconds / peak
+            if peak
+            else None
+        )
 
     @torch.no_grad()
     def encode(self, batch: Batch) -> torch.Tensor:
@@ -146,8 +151,14 @@ class Encoder:
 
 
 def load_encoder(
-    model: str = DEFAULT_MODEL, *, device: Device, revision: str | None = None,
-    adapter: str | None = None, pooling: str = "mean", layer: int = -1, overlap_tokens: int = 100,
+    model: str = DEFAULT_MODEL,
+    *,
+    device: Device,
+    revision: str | None = None,
+    adapter: str | None = None,
+    pooling: str = "mean",
+    layer: int = -1,
+    overlap_tokens: int = 100,
     shard_parameters: bool = False,
 ) -> Encoder:
     """Load a model for inference.
@@ -254,8 +265,13 @@ def _load_weights(
     model: str, revision: str | None, config: EsmConfig, dtype: torch.dtype
 ) -> EsmModel:
     options: dict[str, Any] = dict(
-        config=config, revision=revision, dtype=dtype, add_pooling_layer=False,
-        trust_remote_code=False, weights_only=True, output_loading_info=True,
+        config=config,
+        revision=revision,
+        dtype=dtype,
+        add_pooling_layer=False,
+        trust_remote_code=False,
+        weights_only=True,
+        output_loading_info=True,
     )
     verbosity = transformers.utils.logging.get_verbosity()
     transformers.utils.logging.set_verbosity_error()  # the unused head is no news

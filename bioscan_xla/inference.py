@@ -49,12 +49,15 @@ class Job(Generic[T]):
     vectors: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.float32))
 
 
-def prepare(number: int, item: T, sequences: Sequence[str], max_tokens: int, overlap: int) -> Job[T]:
+def prepare(
+    number: int, item: T, sequences: Sequence[str], max_tokens: int, overlap: int
+) -> Job[T]:
     """Tokenize the distinct sequences of a job and cut them into windows."""
     distinct: dict[str, int] = {}
     inverse = np.fromiter(
         (distinct.setdefault(sequence, len(distinct)) for sequence in sequences),
-        np.int64, len(sequences),
+        np.int64,
+        len(sequences),
     )
     windows = cut_windows(tokenize(list(distinct)), number, max_tokens, overlap)
     owners = np.fromiter((window.owner[1] for window in windows), np.int64, len(windows))
@@ -65,7 +68,9 @@ def prepare(number: int, item: T, sequences: Sequence[str], max_tokens: int, ove
 
 
 def run_jobs(
-    encoder: Encoder, jobs: Iterable[Job[T]], totals: Totals,
+    encoder: Encoder,
+    jobs: Iterable[Job[T]],
+    totals: Totals,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[tuple[T, np.ndarray, np.ndarray]]:
     """Compute jobs on the device.
@@ -130,13 +135,17 @@ def run_jobs(
             return
 
 
-def _accept(job: Job, places: list[tuple[int, int, Window]], values: np.ndarray, pooling: str) -> None:
+def _accept(
+    job: Job, places: list[tuple[int, int, Window]], values: np.ndarray, pooling: str
+) -> None:
     """Put the vectors of one job's windows where they belong; values (rows, segments, hidden)."""
     rows, segments, indices, tokens = (
         np.fromiter(numbers, np.int64, len(places))
         for numbers in (
-            (row for row, _, _ in places), (segment for _, segment, _ in places),
-            (window.owner[1] for _, _, window in places), (len(window) for _, _, window in places),
+            (row for row, _, _ in places),
+            (segment for _, segment, _ in places),
+            (window.owner[1] for _, _, window in places),
+            (len(window) for _, _, window in places),
         )
     )
     whole = job.num_windows[indices] == 1

@@ -45,7 +45,8 @@ def _files(folder: Path, manifests: bool) -> list[Path]:
     return sorted(
         path.relative_to(folder)
         for path in folder.rglob("*")
-        if path.is_file() and not path.name.endswith(".part")
+        if path.is_file()
+        and not path.name.endswith(".part")
         and ("_versions" in path.parts) == manifests
     )
 
@@ -70,7 +71,7 @@ def restore(mirror: str | Path, database: str | Path, table: str) -> bool:
     """Copy the mirror back where the local table is gone; True if that was done."""
     there = Path(mirror) / f"{table}.lance" / "_versions"
     here = Path(database) / f"{table}.lance" / "_versions"
-    if here.is_dir() and any(here.iterdir()) or not (there.is_dir() and any(there.iterdir())):
+    if (here.is_dir() and any(here.iterdir())) or not (there.is_dir() and any(there.iterdir())):
         return False
     log.info("restoring %s from its mirror %s", database, mirror)
     try:
@@ -113,5 +114,7 @@ class Mirror:
         except OSError as error:
             log.warning(
                 "mirror %s: the copy failed (%s); is the folder mounted, is there space? The "
-                "local table is not affected", self.destination, error,
+                "local table is not affected",
+                self.destination,
+                error,
             )

@@ -32,8 +32,12 @@ class ReorderedLinear(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Multiply, add the bias, activate."""
         return torch.ops.mkldnn._linear_pointwise(
-            x, self.weight, self.bias, self.activation, [], "none" if self.activation == "gelu"
-            else ""
+            x,
+            self.weight,
+            self.bias,
+            self.activation,
+            [],
+            "none" if self.activation == "gelu" else "",
         )
 
 

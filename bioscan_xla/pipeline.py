@@ -59,9 +59,16 @@ class Outcome:
 
 
 def run(
-    encoder: Encoder, store: Store, chunks: Iterator[Chunk], *, commit_rows: int,
-    commit_seconds: float, max_sequences: int | None = None, max_errors: int | None = None,
-    stop: threading.Event | None = None, on_progress: Callable[[Outcome], None] = lambda _: None,
+    encoder: Encoder,
+    store: Store,
+    chunks: Iterator[Chunk],
+    *,
+    commit_rows: int,
+    commit_seconds: float,
+    max_sequences: int | None = None,
+    max_errors: int | None = None,
+    stop: threading.Event | None = None,
+    on_progress: Callable[[Outcome], None] = lambda _: None,
     on_commit: Callable[[], None] = lambda: None,
 ) -> Outcome:
     """Embed chunks into the store.
@@ -121,8 +128,12 @@ class _Reader:
     """Reads, cleans and tokenizes ahead of the device, on a thread of its own."""
 
     def __init__(
-        self, encoder: Encoder, chunks: Iterator[Chunk], max_sequences: int | None,
-        max_errors: int | None, stop: threading.Event,
+        self,
+        encoder: Encoder,
+        chunks: Iterator[Chunk],
+        max_sequences: int | None,
+        max_errors: int | None,
+        stop: threading.Event,
     ):
         self.error: BaseException | None = None
         self._encoder, self._chunks, self._stop = encoder, chunks, stop
@@ -152,7 +163,10 @@ class _Reader:
         try:
             for number, chunk in enumerate(self._limited()):
                 job = prepare(
-                    number, chunk, chunk.sequences, self._encoder.max_tokens,
+                    number,
+                    chunk,
+                    chunk.sequences,
+                    self._encoder.max_tokens,
                     self._encoder.overlap_tokens,
                 )
                 if not self._put(job):
@@ -193,8 +207,14 @@ def _head(chunk: Chunk, count: int) -> Chunk:
     last = int(chunk.rows[count - 1])
     rejected = tuple(item for item in chunk.rejected if item.row < last)
     return Chunk(
-        chunk.source, count + len(rejected), chunk.rows[:count], chunk.ids[:count],
-        chunk.sequences[:count], chunk.metadata.slice(0, count), rejected, chunk.cleaned,
+        chunk.source,
+        count + len(rejected),
+        chunk.rows[:count],
+        chunk.ids[:count],
+        chunk.sequences[:count],
+        chunk.metadata.slice(0, count),
+        rejected,
+        chunk.cleaned,
     )
 
 
@@ -202,7 +222,11 @@ class _Writer:
     """Collects rows and commits them by number and by time, on a thread of its own."""
 
     def __init__(
-        self, store: Store, outcome: Outcome, commit_rows: int, commit_seconds: float,
+        self,
+        store: Store,
+        outcome: Outcome,
+        commit_rows: int,
+        commit_seconds: float,
         on_commit: Callable[[], None],
     ):
         self.error: BaseException | None = None
@@ -268,10 +292,16 @@ class _Writer:
             metadata = chunk.metadata
             if len(good) < len(ready):
                 metadata, values = metadata.take(pa.array(good)), values[good]
-            self._rows.append(self._store.rows(
-                [chunk.ids[at] for at in good], [chunk.sequences[at] for at in good], metadata,
-                chunk.source, chunk.rows[good], values,
-            ))
+            self._rows.append(
+                self._store.rows(
+                    [chunk.ids[at] for at in good],
+                    [chunk.sequences[at] for at in good],
+                    metadata,
+                    chunk.source,
+                    chunk.rows[good],
+                    values,
+                )
+            )
         self._waiting += len(good)
 
     def _commit(self) -> None:

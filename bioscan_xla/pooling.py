@@ -10,8 +10,12 @@ POOLINGS = ("mean", "mean_no_special", "cls", "max")
 
 
 def pool(
-    hidden: torch.Tensor, positions: torch.Tensor, segments: torch.Tensor, num_segments: int,
-    pooling: str = "mean", first_position: int = 2,
+    hidden: torch.Tensor,
+    positions: torch.Tensor,
+    segments: torch.Tensor,
+    num_segments: int,
+    pooling: str = "mean",
+    first_position: int = 2,
 ) -> torch.Tensor:
     """Pool each segment of each row.
 

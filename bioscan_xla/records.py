@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from .sources import POSITIONS, Records, ReadOptions, read_records
+from .sources import POSITIONS, ReadOptions, Records, read_records
 
 CLEANING = ("case", "u_to_t", "gaps", "iupac_to_n", "trimmed_n")
 """The cleaning rules, in the order they are applied; each counts the records it changed."""
@@ -70,7 +70,7 @@ class Chunk:
 
 
 class _SeenIds:
-    """A growing set of ids, 8 bytes each: sorted arrays of 64-bit hashes, merged when alike in size.
+    """A growing set of ids, 8 bytes each: sorted arrays of 64-bit hashes, merged when alike.
 
     Two different ids with one hash would cost the second its place; among 10 million ids the
     chance that any two collide is 3 in a million.
@@ -102,9 +102,14 @@ class _SeenIds:
 
 
 def read_chunks(
-    sources: Sequence[str], options: ReadOptions, schema: pa.Schema, *,
-    done: Mapping[str, np.ndarray] | None = None, known_ids: Iterable[Sequence[str]] = (),
-    process_index: int = 0, process_count: int = 1,
+    sources: Sequence[str],
+    options: ReadOptions,
+    schema: pa.Schema,
+    *,
+    done: Mapping[str, np.ndarray] | None = None,
+    known_ids: Iterable[Sequence[str]] = (),
+    process_index: int = 0,
+    process_count: int = 1,
 ) -> Iterator[Chunk]:
     """Read and clean files.
 
@@ -122,14 +127,14 @@ def read_chunks(
         InputError: a file cannot be read (any further); all before it has been yielded.
     """
     seen = _SeenIds()
-    for ids in known_ids:
-        seen.add(ids)
+    for names in known_ids:
+        seen.add(names)
     mine = itertools.cycle([index == process_index for index in range(process_count)])
     nothing = np.zeros(0, bool)
     for source in sources:
         finished = (done or {}).get(source, nothing)
         for records in read_records(source, options, mine, finished):
-            ids = [name.strip() or None if name else None for name in records.ids]
+            ids = [(name.strip() or None) if name else None for name in records.ids]
             part = finished[records.first_row : records.first_row + len(ids)]
             todo = np.ones(len(ids), bool)
             todo[: len(part)] = ~part
@@ -141,8 +146,13 @@ def read_chunks(
 
 
 def _clean(
-    source: str, records: Records, ids: list[str | None], places: np.ndarray,
-    duplicate: np.ndarray, options: ReadOptions, schema: pa.Schema,
+    source: str,
+    records: Records,
+    ids: list[str | None],
+    places: np.ndarray,
+    duplicate: np.ndarray,
+    options: ReadOptions,
+    schema: pa.Schema,
 ) -> Chunk:
     assert records.sequences is not None
     raw = [records.sequences[place] or "" for place in places]
@@ -153,8 +163,10 @@ def _clean(
     for number, place in enumerate(places.tolist()):
         name = ids[place]
         reason = (
-            "no id" if name is None
-            else "id seen before" if duplicate[number]
+            "no id"
+            if name is None
+            else "id seen before"
+            if duplicate[number]
             else complaints.get(number) or wrong_values.get(place)
         )
         if reason is None:
@@ -165,8 +177,14 @@ def _clean(
     if len(rows) < metadata.num_rows:
         metadata = metadata.take(pa.array(rows))
     return Chunk(
-        source, len(places), rows + records.first_row, [ids[row] for row in rows],  # type: ignore[misc]
-        [sequences[number] for number in kept], metadata, tuple(rejected), cleaned,
+        source,
+        len(places),
+        rows + records.first_row,
+        [ids[row] for row in rows],
+        [sequences[number] for number in kept],
+        metadata,
+        tuple(rejected),
+        cleaned,
     )
 
 
@@ -204,7 +222,8 @@ def clean_sequences(
     for number, text in enumerate(result):
         if len(text) < options.min_length_bp and number not in complaints:
             complaints[number] = (
-                f"{len(text)} bp, shorter than {options.min_length_bp} bp" if text
+                f"{len(text)} bp, shorter than {options.min_length_bp} bp"
+                if text
                 else "empty sequence"
             )
     return result, complaints, dict(cleaned)
@@ -225,7 +244,8 @@ def _flags_of(sequences: Sequence[str]) -> np.ndarray:
 
 def _first_illegal(text: str) -> str:
     place, letter = next(
-        (place, letter) for place, letter in enumerate(text)
+        (place, letter)
+        for place, letter in enumerate(text)
         if not letter.isascii() or _FLAGS[ord(letter)] & _ILLEGAL
     )
     return f"character {letter!r} at base {place + 1} is no nucleotide code"

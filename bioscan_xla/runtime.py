@@ -1,4 +1,4 @@
-"""The device: open it, put arrays on it, fetch results from it. The only file that imports torch_xla.
+"""The device: open it, put arrays on it, fetch results. The only file that imports torch_xla.
 
 Enters: a device name (`auto`, `xla`, `cuda`, `cpu`) and numpy arrays. Leaves: a `Device` record
 and numpy arrays. Guaranteed: XLA runs as one process a host with an SPMD mesh over all devices
@@ -191,14 +191,21 @@ def fetch(result: torch.Tensor) -> np.ndarray:
     return result.cpu().numpy()
 
 
-_TPU_CORE_PEAK = {"v2": 22.5e12, "v3": 61.5e12, "v4": 275e12, "v5 lite": 197e12, "v5p": 459e12,
-                  "v5": 459e12, "v6 lite": 918e12}
+_TPU_CORE_PEAK = {
+    "v2": 22.5e12,
+    "v3": 61.5e12,
+    "v4": 275e12,
+    "v5 lite": 197e12,
+    "v5p": 459e12,
+    "v5": 459e12,
+    "v6 lite": 918e12,
+}
 """bfloat16 FLOP/s of a device, https://cloud.google.com/tpu/docs/system-architecture-tpu-vm"""
 
 
 @functools.cache
 def peak_flops(device: Device) -> float | None:
-    """Peak FLOP/s of all the devices: a TPU's from its data sheet, else a large product's, measured.
+    """Peak FLOP/s of all the devices: a TPU's by its data sheet, else a large product's.
 
     None where it is not known.
     """

@@ -84,15 +84,17 @@ def simulate(num_sequences: int = 400, seed: int = 0) -> pa.Table:
         if rng.random() < 0.1:  # a base the sequencer could not tell
             place = int(rng.integers(0, len(sequence)))
             sequence = sequence[:place] + "N" + sequence[place + 1 :]
-        rows.append({
-            "sequence_id": f"SIM{number:05d}",
-            "dna_sequence": sequence,
-            **dict(zip(RANKS, lineage, strict=True)),
-            "depth": round(float(rng.uniform(200, 6000)), 1),
-            "latitude": round(float(rng.uniform(-60, 70)), 4),
-            "longitude": round(float(rng.uniform(-180, 180)), 4),
-            "marker": marker,
-        })
+        rows.append(
+            {
+                "sequence_id": f"SIM{number:05d}",
+                "dna_sequence": sequence,
+                **dict(zip(RANKS, lineage, strict=True)),
+                "depth": round(float(rng.uniform(200, 6000)), 1),
+                "latitude": round(float(rng.uniform(-60, 70)), 4),
+                "longitude": round(float(rng.uniform(-180, 180)), 4),
+                "marker": marker,
+            }
+        )
     return pa.Table.from_pylist(rows)
 
 
@@ -124,7 +126,11 @@ def write_query(path: str | Path, num_sequences: int = 3) -> None:
 
 
 def write_model(
-    folder: str | Path, hidden: int = 128, layers: int = 2, heads: int = 4, seed: int = 0,
+    folder: str | Path,
+    hidden: int = 128,
+    layers: int = 2,
+    heads: int = 4,
+    seed: int = 0,
     max_tokens: int = 1000,
 ) -> None:
     """Write a small model with random weights in the Hugging Face format.
@@ -136,12 +142,22 @@ def write_model(
     from transformers import EsmConfig, EsmForMaskedLM
 
     config = EsmConfig(
-        vocab_size=len(VOCABULARY), hidden_size=hidden, num_hidden_layers=layers,
-        num_attention_heads=heads, intermediate_size=4 * hidden,
-        max_position_embeddings=max_tokens + PAD_ID + 1, position_embedding_type="absolute",
-        token_dropout=True, mask_token_id=MASK_ID, pad_token_id=PAD_ID, bos_token_id=CLS_ID,
-        emb_layer_norm_before=False, attention_probs_dropout_prob=0.0, hidden_dropout_prob=0.0,
-        tie_word_embeddings=False, layer_norm_eps=1e-12,
+        vocab_size=len(VOCABULARY),
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        intermediate_size=4 * hidden,
+        max_position_embeddings=max_tokens + PAD_ID + 1,
+        position_embedding_type="absolute",
+        token_dropout=True,
+        mask_token_id=MASK_ID,
+        pad_token_id=PAD_ID,
+        bos_token_id=CLS_ID,
+        emb_layer_norm_before=False,
+        attention_probs_dropout_prob=0.0,
+        hidden_dropout_prob=0.0,
+        tie_word_embeddings=False,
+        layer_norm_eps=1e-12,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -162,8 +178,10 @@ def main(arguments: list[str] | None = None) -> None:
     write_sample(options.folder / "sample.parquet", options.num_sequences)
     write_query(options.folder / "query.fasta")
     write_model(options.folder / "model")
-    print(f"{options.folder}: sample.parquet ({options.num_sequences} simulated sequences and 2 "
-          "unusable ones), query.fasta, model (ESM, 2 layers, random weights)")
+    print(
+        f"{options.folder}: sample.parquet ({options.num_sequences} simulated sequences and 2 "
+        "unusable ones), query.fasta, model (ESM, 2 layers, random weights)"
+    )
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import dnaio
 from .embedding_function import load_as
 from .errors import BioscanError, InputError
 from .inference import embed_text
-from .sources import format_of
+from .inputs import format_of
 from .store import open_table, read_fingerprint, search_vectors
 from .taxonomy import RANKS
 
@@ -25,8 +25,14 @@ _SHOWN = ("query", "distance", "sequence_id", "phylum", "order", "family", "spec
 
 
 def search_sequences(
-    db: str, sequences: Sequence[str], *, table: str = "embeddings", k: int = 10,
-    where: str | None = None, device: str = "auto", names: Sequence[str] | None = None,
+    db: str,
+    sequences: Sequence[str],
+    *,
+    table: str = "embeddings",
+    k: int = 10,
+    where: str | None = None,
+    device: str = "auto",
+    names: Sequence[str] | None = None,
 ) -> list[dict]:
     """Nearest rows of each sequence.
 
@@ -52,8 +58,14 @@ def search_sequences(
     if not made_by:
         raise InputError(f"{db}: the table {table!r} was not made by bioscan_xla")
     encoder = load_as(
-        made_by["model"], made_by["revision"], made_by["adapter"], made_by["pooling"],
-        int(made_by["layer"]), made_by["dtype"], int(made_by["overlap_tokens"]), device,
+        made_by["model"],
+        made_by["revision"],
+        made_by["adapter"],
+        made_by["pooling"],
+        int(made_by["layer"]),
+        made_by["dtype"],
+        int(made_by["overlap_tokens"]),
+        device,
     )
     names = names or [f"query_{number + 1}" for number in range(len(sequences))]
     found = search_vectors(opened, embed_text(encoder, sequences), k, where)
@@ -112,7 +124,9 @@ def _print_table(rows: list[dict]) -> None:
     cells = [names] + [[_text(row.get(name)) for name in names] for row in rows]
     widths = [max(len(line[at]) for line in cells) for at in range(len(names))]
     for line in cells:
-        print("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())
+        print(
+            "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip()
+        )
 
 
 def _text(value: object) -> str:
@@ -131,7 +145,7 @@ def main(arguments: Iterable[str] | None = None) -> int:
     parser.add_argument("--db", required=True, help="LanceDB database: a folder or a URL")
     parser.add_argument("--table", default="embeddings", help="name of the table")
     parser.add_argument("-k", type=int, default=10, help="rows a query (default 10)")
-    parser.add_argument("--where", help="SQL condition, such as \"depth > 1000\"")
+    parser.add_argument("--where", help='SQL condition, such as "depth > 1000"')
     parser.add_argument("--format", choices=("table", "csv", "json"), default="table")
     parser.add_argument("--device", default="auto", help="auto, xla, cuda or cpu")
     options = parser.parse_args(None if arguments is None else list(arguments))
@@ -141,8 +155,13 @@ def main(arguments: Iterable[str] | None = None) -> int:
             raise InputError(f"-k is {options.k}; it must be at least 1")
         names, sequences = read_queries(options.query)
         rows = search_sequences(
-            options.db, sequences, table=options.table, k=options.k, where=options.where,
-            device=options.device, names=names,
+            options.db,
+            sequences,
+            table=options.table,
+            k=options.k,
+            where=options.where,
+            device=options.device,
+            names=names,
         )
         _write(rows, options.format)
     except BioscanError as error:

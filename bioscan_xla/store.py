@@ -10,41 +10,37 @@ import json
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("LANCEDB_LOG", "error")  # it warns that a new table is new
 
-import fsspec
 import lancedb
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from lancedb.index import Bitmap, BTree, IvfRq
 
 from .embedding_function import column_metadata
 from .errors import TableError
 from .records import Rejection
+from .rejections import Rejections
 from .taxonomy import RANKS
 
 log = logging.getLogger(__name__)
 
 FINGERPRINT_KEY = b"bioscan_xla.fingerprint"
-_RULE_KEY = b"bioscan_xla.reading"
 _ROWS_PER_BATCH = 1024
 _EXACT_ROWS = 100_000  # up to here an exact search takes well under a second
 _INDEX_ROWS = 5_000  # fewer do not fill the clusters of a vector index
 
-_REJECTED = pa.schema([
-    ("source", pa.string()), ("row", pa.int64()), ("sequence_id", pa.string()),
-    ("reason", pa.string()),
-])
-
 
 def table_schema(
-    hidden: int, vector_dtype: str, metadata_schema: pa.Schema, store_sequences: bool,
+    hidden: int,
+    vector_dtype: str,
+    metadata_schema: pa.Schema,
+    store_sequences: bool,
     fingerprint: Mapping[str, str],
 ) -> pa.Schema:
     """Schema of the table: id, sequence, metadata, provenance, vector."""
@@ -68,19 +64,22 @@ class Store:
     Attributes:
         uri: database folder or URL.
         table: the LanceDB table.
-        process_index: whose `rejected` file is written.
-        rule: how records are read and judged; earlier rejections count only under the same rule.
+        rejections: the record of what was set aside.
     """
 
     uri: str
     table: Any
-    process_index: int = 0
-    rule: str = ""
-    _rejected: pa.Table = field(default_factory=_REJECTED.empty_table)
+    rejections: Rejections
 
     @classmethod
     def open(
-        cls, uri: str, name: str, schema: pa.Schema, *, process_index: int = 0, rule: str = "",
+        cls,
+        uri: str,
+        name: str,
+        schema: pa.Schema,
+        *,
+        process_index: int = 0,
+        rule: str = "",
         sources: Sequence[str] = (),
     ) -> "Store":
         """Open a table, or create it.
@@ -112,9 +111,7 @@ class Store:
                 "check the path, its permissions and the free space"
             ) from error
         _compare(uri, name, table.schema, schema)
-        store = cls(uri, table, process_index, rule)
-        store._rejected = store._load_own_rejected(sources)
-        return store
+        return cls(uri, table, Rejections(uri, name, process_index, rule, sources))
 
     @property
     def hidden(self) -> int:
@@ -125,7 +122,7 @@ class Store:
         """For each source, a bool by row: True where the row is in the table or was rejected."""
         rows: dict[str, list[np.ndarray]] = {}
         batches = self.table.search().select(["source", "row"]).to_batches(1 << 16)
-        rejected = self._all_rejected().select(["source", "row"]).to_batches()
+        rejected = self.rejections.of_all_processes().select(["source", "row"]).to_batches()
         for batch in (*batches, *rejected):
             sources = batch["source"].dictionary_encode()
             numbers = batch["row"].to_numpy()
@@ -144,7 +141,11 @@ class Store:
         """All ids in the table and among the rejected, some thousand at a time."""
         for batch in self.table.search().select(["sequence_id"]).to_batches(1 << 14):
             yield batch["sequence_id"].to_pylist()
-        yield [name for name in self._all_rejected()["sequence_id"].to_pylist() if name is not None]
+        yield [
+            name
+            for name in self.rejections.of_all_processes()["sequence_id"].to_pylist()
+            if name is not None
+        ]
 
     def storable(self, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Vectors in the table's dtype, and for each whether all its numbers are finite there."""
@@ -165,9 +166,7 @@ class Store:
         """
         schema = self.table.schema
         batches = (
-            batch
-            for part in parts
-            for batch in part.to_batches(max_chunksize=_ROWS_PER_BATCH)
+            batch for part in parts for batch in part.to_batches(max_chunksize=_ROWS_PER_BATCH)
         )
         try:
             self.table.add(pa.RecordBatchReader.from_batches(schema, batches))
@@ -178,10 +177,15 @@ class Store:
             ) from error
 
     def rows(
-        self, ids: Sequence[str], sequences: Sequence[str], metadata: pa.Table, source: str,
-        rows: np.ndarray, vectors: np.ndarray,
+        self,
+        ids: Sequence[str],
+        sequences: Sequence[str],
+        metadata: pa.Table,
+        source: str,
+        rows: np.ndarray,
+        vectors: np.ndarray,
     ) -> pa.Table:
-        """Put columns together as the table has them; `vectors` (rows, hidden) as from `storable`."""
+        """Columns as the table has them; `vectors` (rows, hidden) as from `storable`."""
         schema = self.table.schema
         vector_type = schema.field("vector").type
         columns: dict[str, Any] = {name: metadata[name] for name in metadata.column_names}
@@ -190,28 +194,15 @@ class Store:
             "dna_sequence": pa.array(sequences, pa.string()),
             "source": pa.array([source] * len(ids), pa.string()),
             "row": pa.array(rows, pa.int64()),
-            "vector": pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), type=vector_type),
+            "vector": pa.FixedSizeListArray.from_arrays(
+                pa.array(vectors.ravel()), type=vector_type
+            ),
         }
         return pa.table({name: columns[name] for name in schema.names}, schema=schema)
 
     def reject(self, rejections: Sequence[Rejection]) -> None:
         """Record what cannot be used in `rejected.parquet` beside the table."""
-        if not rejections:
-            return
-        new = pa.Table.from_pylist([vars(item) for item in rejections], schema=_REJECTED)
-        self._rejected = pa.concat_tables([self._rejected, new]).combine_chunks()
-        filesystem, folder = fsspec.core.url_to_fs(self.uri)
-        path = f"{folder}/{self._rejected_name(self.process_index)}"
-        table = self._rejected.replace_schema_metadata({_RULE_KEY: self.rule.encode()})
-        try:
-            with filesystem.open(f"{path}.part", "wb") as handle:
-                pq.write_table(table, handle)
-            filesystem.mv(f"{path}.part", path)
-        except OSError as error:
-            raise TableError(
-                f"{path}: the rejected records could not be written ({_first_line(error)}); check "
-                "the free space and permissions, then run again to go on"
-            ) from error
+        self.rejections.add(rejections)
 
     def count_rows(self) -> int:
         """Rows in the table."""
@@ -223,11 +214,6 @@ class Store:
         values = vectors.combine_chunks().flatten().to_numpy().astype(np.float32)
         norms = np.linalg.norm(values.reshape(-1, self.hidden), axis=1)
         return float(norms.mean()) if len(norms) else 0.0
-
-    @property
-    def num_rejected(self) -> int:
-        """Records set aside so far by this process, earlier runs included."""
-        return len(self._rejected)
 
     def finish(self, vector_index: bool = False) -> None:
         """Compact once, build scalar indexes, and on request a vector index (IVF_RQ, cosine)."""
@@ -247,40 +233,6 @@ class Store:
         except (OSError, RuntimeError, ValueError) as error:
             # The rows are safe; another process may be compacting at the same moment.
             log.warning("the table is complete but not compacted or indexed: %s", error)
-
-    def _rejected_name(self, process_index: int) -> str:
-        table = "" if self.table.name == "embeddings" else f"-{self.table.name}"
-        return f"rejected{table}{f'-{process_index}' if process_index else ''}.parquet"
-
-    def _load_own_rejected(self, sources: Sequence[str]) -> pa.Table:
-        """What this process rejected before, less what is to be looked at again."""
-        filesystem, folder = fsspec.core.url_to_fs(self.uri)
-        path = f"{folder}/{self._rejected_name(self.process_index)}"
-        if not filesystem.exists(path):
-            return _REJECTED.empty_table()
-        with filesystem.open(path, "rb") as handle:
-            table = pq.read_table(handle)
-        if (table.schema.metadata or {}).get(_RULE_KEY, b"").decode() != self.rule:
-            again = set(sources)
-            table = table.filter(pa.array([s not in again for s in table["source"].to_pylist()]))
-        return table.replace_schema_metadata(None).cast(_REJECTED)
-
-    def _all_rejected(self) -> pa.Table:
-        """The rejected records of all processes that were judged under this run's rule."""
-        filesystem, folder = fsspec.core.url_to_fs(self.uri)
-        tables = [self._rejected]
-        own = self._rejected_name(self.process_index)
-        stem = self._rejected_name(0).removesuffix(".parquet")
-        names = (path.rsplit("/", 1)[-1] for path in filesystem.glob(f"{folder}/{stem}*.parquet"))
-        for name in names:
-            tail = name.removeprefix(stem).removesuffix(".parquet")
-            if name == own or not (tail == "" or (tail[0] == "-" and tail[1:].isdigit())):
-                continue
-            with filesystem.open(f"{folder}/{name}", "rb") as handle:
-                table = pq.read_table(handle)
-            if (table.schema.metadata or {}).get(_RULE_KEY, b"").decode() == self.rule:
-                tables.append(table.replace_schema_metadata(None).cast(_REJECTED))
-        return pa.concat_tables(tables)
 
 
 def _compare(uri: str, name: str, there: pa.Schema, ours: pa.Schema) -> None:

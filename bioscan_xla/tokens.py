@@ -68,7 +68,7 @@ class Tokens:
     def __iter__(self) -> Iterator[np.ndarray]:
         """Yield the ids of each sequence."""
         bounds = self.offsets.tolist()
-        return (self.values[a:b] for a, b in zip(bounds, bounds[1:], strict=False))
+        return (self.values[a:b] for a, b in itertools.pairwise(bounds))
 
 
 def tokenize(sequences: Sequence[str]) -> Tokens:

@@ -21,8 +21,12 @@ ROOT = Path(__file__).parents[1]
 def run_python(*words, env=None, check=True, **options):
     """Run a Python command in a process of its own."""
     result = subprocess.run(
-        [sys.executable, *map(str, words)], env={**os.environ, **(env or {})}, check=False,
-        capture_output=True, text=True, **options,
+        [sys.executable, *map(str, words)],
+        env={**os.environ, **(env or {})},
+        check=False,
+        capture_output=True,
+        text=True,
+        **options,
     )
     assert not check or result.returncode == 0, result.stderr
     return result

@@ -23,8 +23,14 @@ def main():
 
     Store.done = done
     run_embedding_pipeline(
-        source, db, model=model, device="cpu", dtype="float32", commit_rows=8,
-        process_index=int(index), process_count=int(count),
+        source,
+        db,
+        model=model,
+        device="cpu",
+        dtype="float32",
+        commit_rows=8,
+        process_index=int(index),
+        process_count=int(count),
     )
 
 

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import bioscan_xla
-from bioscan_xla import embed as embed_module
+from bioscan_xla import progress
 from bioscan_xla.embed import main, run_embedding_pipeline
 from bioscan_xla.errors import ConfigError, InputError, TableError
 from bioscan_xla.sample import write_sample
@@ -57,8 +57,12 @@ def test_vectors_and_metadata_arrive(sample, tmp_path, options, model_folder):
     assert rows["row"].to_pylist() == list(range(60))
     assert rows.schema.field("vector").type == pa.list_(pa.float16(), 64)
     assert {
-        "sequences_processed": 62, "embeddings_generated": 60, "errors": 2, "total_rows": 60,
-        "vector_count": 60, "avg_vector_length": 64,
+        "sequences_processed": 62,
+        "embeddings_generated": 60,
+        "errors": 2,
+        "total_rows": 60,
+        "vector_count": 60,
+        "avg_vector_length": 64,
     }.items() <= result.items()
     assert result["sample_vector_norm"] > 0
     assert result["seconds"] > 0
@@ -103,17 +107,21 @@ def test_max_sequences_then_the_rest(sample, tmp_path, options):
 
 
 def test_duplicate_ids_are_there_once(tmp_path, options):
-    table = pa.table({
-        "sequence_id": ["a", "b", "a", "c", "b"],
-        "dna_sequence": ["ACGTTGCATG" * n for n in (5, 6, 7, 8, 9)],
-    })
+    table = pa.table(
+        {
+            "sequence_id": ["a", "b", "a", "c", "b"],
+            "dna_sequence": ["ACGTTGCATG" * n for n in (5, 6, 7, 8, 9)],
+        }
+    )
     pq.write_table(table, tmp_path / "one.parquet", row_group_size=2)
     pq.write_table(table, tmp_path / "two.parquet")
     paths = [str(tmp_path / name) for name in ("one.parquet", "two.parquet")]
     result = run_embedding_pipeline(paths, str(tmp_path / "db"), commit_rows=1, **options)
     rows = open_table(str(tmp_path / "db")).to_arrow().sort_by("sequence_id").to_pylist()
     assert [(row["sequence_id"], len(row["dna_sequence"])) for row in rows] == [
-        ("a", 50), ("b", 60), ("c", 80)
+        ("a", 50),
+        ("b", 60),
+        ("c", 80),
     ]
     assert result["errors"] == 7
     assert result["rejected"] == {"id seen before": 7}
@@ -232,8 +240,20 @@ def test_failing_tracker_changes_nothing(sample, tmp_path, options, monkeypatch,
 
 def _command(source, db, model_folder, *more):
     return [
-        sys.executable, "-m", "bioscan_xla.embed", "--input", str(source), "--db", str(db),
-        "--model", model_folder, "--device", "cpu", "--dtype", "float32", *map(str, more),
+        sys.executable,
+        "-m",
+        "bioscan_xla.embed",
+        "--input",
+        str(source),
+        "--db",
+        str(db),
+        "--model",
+        model_folder,
+        "--device",
+        "cpu",
+        "--dtype",
+        "float32",
+        *map(str, more),
     ]
 
 
@@ -242,8 +262,10 @@ def test_signal_commits_and_says_how_to_go_on(tmp_path, model_folder, options, n
     source, db = tmp_path / "many.parquet", tmp_path / "db"
     write_sample(source, 6000)
     process = subprocess.Popen(
-        _command(source, db, model_folder, "--commit-rows", 20), text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        _command(source, db, model_folder, "--commit-rows", 20),
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     )
     _wait_for_rows(db, 1, process)
     process.send_signal(number)
@@ -276,9 +298,18 @@ def test_killed_at_random_moments_each_id_is_there_once(tmp_path, model_folder, 
     for _ in range(200):
         running = [
             subprocess.Popen(
-                [sys.executable, "-m", "tests.embed_fast", str(source), str(db), model_folder,
-                 str(index), str(processes)],
-                stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+                [
+                    sys.executable,
+                    "-m",
+                    "tests.embed_fast",
+                    str(source),
+                    str(db),
+                    model_folder,
+                    str(index),
+                    str(processes),
+                ],
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
                 cwd=Path(__file__).parents[1],
             )
             for index in range(processes)
@@ -301,13 +332,15 @@ def test_killed_at_random_moments_each_id_is_there_once(tmp_path, model_folder, 
     wanted = pq.read_table(source)["sequence_id"].to_pylist()[:1500]
     assert kills >= 20
     assert sorted(ids) == sorted(wanted)
-    rejected = [row for path in db.glob("rejected*.parquet") for row in pq.read_table(path).to_pylist()]
+    rejected = [
+        row for path in db.glob("rejected*.parquet") for row in pq.read_table(path).to_pylist()
+    ]
     assert Counter(row["sequence_id"] for row in rejected) == {"SIM_EMPTY": 1, "SIM_PROTEIN": 1}
     assert open_table(str(db)).version > 20
 
 
 def test_log_line_where_there_is_no_terminal(sample, tmp_path, options, monkeypatch, caplog):
-    monkeypatch.setattr(embed_module, "_LOG_SECONDS", 0.0)
+    monkeypatch.setattr(progress, "_LOG_SECONDS", 0.0)
     with caplog.at_level(logging.INFO, logger="bioscan_xla"):
         run_embedding_pipeline(sample, str(tmp_path / "db"), commit_rows=20, **options)
     assert "of 62 records" in caplog.text

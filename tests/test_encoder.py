@@ -89,8 +89,8 @@ def test_adapter_is_merged(model_folder, sequences, tmp_path, cpu):
     torch.manual_seed(1)
     base = EsmModel.from_pretrained(model_folder, add_pooling_layer=False)
     tuned = get_peft_model(
-        base, LoraConfig(r=4, lora_alpha=8, target_modules=["query", "value"],
-                         init_lora_weights=False),
+        base,
+        LoraConfig(r=4, lora_alpha=8, target_modules=["query", "value"], init_lora_weights=False),
     )
     tuned.save_pretrained(tmp_path / "adapter")
     with_adapter = load_encoder(model_folder, device=cpu, adapter=str(tmp_path / "adapter"))
@@ -131,7 +131,9 @@ def hub(model_folder, tmp_path, monkeypatch):
         shutil.copytree(model_folder, repository / "snapshots" / commit)
     weights = load_file(repository / "snapshots" / ("b" * 40) / "model.safetensors")
     weights["esm.embeddings.word_embeddings.weight"] *= 2
-    save_file(weights, repository / "snapshots" / ("b" * 40) / "model.safetensors", {"format": "pt"})
+    save_file(
+        weights, repository / "snapshots" / ("b" * 40) / "model.safetensors", {"format": "pt"}
+    )
     (repository / "refs").mkdir()
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
     return repository / "refs" / "main"

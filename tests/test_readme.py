@@ -3,7 +3,6 @@
 import re
 import shlex
 
-
 import pytest
 
 from .conftest import ROOT, run_python
@@ -23,8 +22,17 @@ def workplace(tmp_path_factory):
     folder = tmp_path_factory.mktemp("readme")
     run_python("-m", "bioscan_xla.sample", folder / "demo", cwd=folder)
     run_python(
-        "-m", "bioscan_xla.embed", "--input", "demo/sample.parquet", "--db", "demo/embeddings.db",
-        "--model", "demo/model", cwd=folder,
+        "-m",
+        "bioscan_xla.embed",
+        "--input",
+        "demo/sample.parquet",
+        "--db",
+        "demo/embeddings.db",
+        "--model",
+        "demo/model",
+        "--keep",
+        "marker",
+        cwd=folder,
     )
     (folder / "reads.parquet").write_bytes((folder / "demo/sample.parquet").read_bytes())
     return folder
@@ -61,4 +69,3 @@ def test_demo_of_the_makefile(workplace):
         words = shlex.split(line.rstrip('"'))
         words = [str(ROOT / w) if w.startswith("configs/") else w for w in words]
         assert run_python(*words, cwd=workplace).returncode == 0
-

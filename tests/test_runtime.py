@@ -53,8 +53,15 @@ def test_eight_device_mesh(model_folder, sequences, expected, tmp_path, dtype, p
     texts, output = tmp_path / "sequences.txt", tmp_path / "vectors.npy"
     texts.write_text("\n".join(sequences))
     result = run_python(
-        "-m", "tests.xla_embed", model_folder, texts, output, dtype, placement,
-        env=EIGHT_DEVICES, cwd=ROOT,
+        "-m",
+        "tests.xla_embed",
+        model_folder,
+        texts,
+        output,
+        dtype,
+        placement,
+        env=EIGHT_DEVICES,
+        cwd=ROOT,
     )
     report = json.loads(result.stdout.splitlines()[-1])
     vectors = np.load(output)

@@ -85,5 +85,7 @@ def test_same_ids_as_the_published_tokenizer():
     rng = np.random.default_rng(1)
     letters = np.array(list("ACGTACGTACGTNacR- "))
     sequences = ["".join(rng.choice(letters, n)) for n in rng.integers(0, 300, 300)]
-    sequences += ["".join(kmer) for kmer in itertools.islice(itertools.product("ACGT", repeat=6), 500)]
+    sequences += [
+        "".join(kmer) for kmer in itertools.islice(itertools.product("ACGT", repeat=6), 500)
+    ]
     assert _as_lists(tokenize(sequences)) == _one_by_one(published, sequences)

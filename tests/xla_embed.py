@@ -28,11 +28,17 @@ def main():
         ((_, vectors, _),) = run_jobs(encoder, [job], totals)
         after_pass.append(runtime.counters(device))
     np.save(output, vectors)
-    print(json.dumps({
-        "devices": device.num_devices, "after_pass": after_pass,
-        "shapes": sorted(totals.shapes), "useful": totals.useful_fraction,
-        "batches": totals.batches,
-    }))
+    print(
+        json.dumps(
+            {
+                "devices": device.num_devices,
+                "after_pass": after_pass,
+                "shapes": sorted(totals.shapes),
+                "useful": totals.useful_fraction,
+                "batches": totals.batches,
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

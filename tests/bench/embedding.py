@@ -61,8 +61,9 @@ def sentence_transformers(folder, dtype, batch_size):
     from sentence_transformers import SentenceTransformer, models
 
     words = models.Transformer(folder, max_seq_length=1000, model_args={"dtype": dtype})
-    model = SentenceTransformer(modules=[words, models.Pooling(words.get_word_embedding_dimension())],
-                                device="cpu")
+    model = SentenceTransformer(
+        modules=[words, models.Pooling(words.get_word_embedding_dimension())], device="cpu"
+    )
     return lambda sequences: model.encode(sequences, batch_size=batch_size).astype(np.float32)
 
 
@@ -75,7 +76,9 @@ def _traced(folder):
             self.model = model.eval()
 
         def forward(self, ids):
-            return self.model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state.mean(1)
+            return self.model(
+                input_ids=ids, attention_mask=torch.ones_like(ids)
+            ).last_hidden_state.mean(1)
 
     return Mean(), AutoTokenizer.from_pretrained(folder)
 
@@ -87,7 +90,8 @@ def openvino(folder):
     model, tokenizer = _traced(folder)
     example = torch.from_numpy(np.arange(4, 68)[None])
     compiled = ov.compile_model(
-        ov.convert_model(model, example_input=example, input=[1, -1]), "CPU",
+        ov.convert_model(model, example_input=example, input=[1, -1]),
+        "CPU",
         {"INFERENCE_PRECISION_HINT": "bf16", "INFERENCE_NUM_THREADS": torch.get_num_threads()},
     )
 
@@ -108,8 +112,13 @@ def onnx_runtime(folder):
     plain, small = (str(Path(folder, name)) for name in ("model.onnx", "model-int8.onnx"))
     with torch.no_grad():
         torch.onnx.export(
-            model, (example,), plain, input_names=["ids"], dynamic_axes={"ids": {1: "tokens"}},
-            dynamo=False, opset_version=17,
+            model,
+            (example,),
+            plain,
+            input_names=["ids"],
+            dynamic_axes={"ids": {1: "tokens"}},
+            dynamo=False,
+            opset_version=17,
         )
     quantize_dynamic(plain, small)
     options = onnxruntime.SessionOptions()
@@ -132,8 +141,12 @@ def whole_command(folder, dtype):
             table = pa.table({"sequence_id": ids, "dna_sequence": sequences})
             pq.write_table(table, Path(work, "in.parquet"))
             result = run_embedding_pipeline(
-                str(Path(work, "in.parquet")), str(Path(work, "db")), model=folder, device="cpu",
-                dtype=dtype, vector_dtype="float32",
+                str(Path(work, "in.parquet")),
+                str(Path(work, "db")),
+                model=folder,
+                device="cpu",
+                dtype=dtype,
+                vector_dtype="float32",
             )
             vectors = open_table(str(Path(work, "db"))).to_arrow()["vector"].to_pylist()
         return np.array(vectors, np.float32), result["seconds"]
@@ -183,15 +196,19 @@ def main():
                 best[name] = min(best.get(name, seconds), seconds)
         flops, peak = _model_flops(folder, sequences), peak_flops(open_device("cpu", "bfloat16"))
     first = next(iter(best))
-    print(f"{options.model}: {MODELS[options.model]}, {len(sequences)} sequences, "
-          f"{torch.get_num_threads()} threads, {_processor()}, bfloat16 matrix multiply "
-          f"{peak / 1e9:.0f} GFLOP/s")
+    print(
+        f"{options.model}: {MODELS[options.model]}, {len(sequences)} sequences, "
+        f"{torch.get_num_threads()} threads, {_processor()}, bfloat16 matrix multiply "
+        f"{peak / 1e9:.0f} GFLOP/s"
+    )
     print(f"{'':42}  seq/s  of peak  least cosine  ratio")
     for name, seconds in best.items():
         a, b = vectors[name], vectors[first]
         cosine = (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
-        print(f"{name:42} {len(sequences) / seconds:6.2f}  {flops / seconds / peak:6.1%}  "
-              f"{cosine.min():12.6f}  {best[first] / seconds:5.2f}")
+        print(
+            f"{name:42} {len(sequences) / seconds:6.2f}  {flops / seconds / peak:6.1%}  "
+            f"{cosine.min():12.6f}  {best[first] / seconds:5.2f}"
+        )
 
 
 def _model_flops(folder, sequences):

@@ -1,4 +1,4 @@
-"""The host's share of embedding: from Parquet to committed rows, with an encoder that costs nothing.
+"""The host's share of embedding: Parquet to committed rows, with an encoder that costs nothing.
 
 `python tests/bench/host_path.py [--rows 100000] [--layout xla]` prints rows a second. A device that
 makes more vectors a second than this is kept waiting.
@@ -26,7 +26,8 @@ from bioscan_xla.sources import ReadOptions, metadata_schema
 from bioscan_xla.store import Store, table_schema
 
 FINGERPRINT = dict.fromkeys(("model", "revision", "adapter", "pooling", "dtype"), "none") | {
-    "layer": "-1", "overlap_tokens": "100",
+    "layer": "-1",
+    "overlap_tokens": "100",
 }
 
 
@@ -43,7 +44,6 @@ class NullEncoder:
     def encode(self, batch):
         """Ones for every segment."""
         return _ones(len(batch.input_ids), batch.num_segments, self.hidden)
-
 
 
 # A device writes its results into pinned memory; making them anew would be the host's own work.
@@ -75,9 +75,7 @@ def embed_nothing(source, db, kind, hidden, commit_rows=10_000):
     encoder = NullEncoder(device, hidden)
     reading = ReadOptions(chunk_rows={"cpu": 1024, "xla": 16384}[kind])
     schema = metadata_schema([source], reading)
-    store = Store.open(
-        db, "embeddings", table_schema(hidden, "float16", schema, True, FINGERPRINT)
-    )
+    store = Store.open(db, "embeddings", table_schema(hidden, "float16", schema, True, FINGERPRINT))
     chunks = read_chunks([source], reading, schema, done=store.done(), known_ids=store.ids())
     outcome = run(encoder, store, chunks, commit_rows=commit_rows, commit_seconds=1800)
     return outcome.embedded
@@ -98,9 +96,11 @@ def main():
         rows = embed_nothing(source, str(Path(folder, "db")), options.layout, options.hidden)
         seconds = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(f"layout {options.layout}, {options.length_bp} bp, hidden {options.hidden}: {rows:,} rows in "
-          f"{seconds:.1f} s, {rows / seconds:,.0f} rows/s, peak memory {peak:.2f} GiB, "
-          f"{torch.get_num_threads()} threads")
+    print(
+        f"layout {options.layout}, {options.length_bp} bp, hidden {options.hidden}: {rows:,} rows "
+        f"in {seconds:.1f} s, {rows / seconds:,.0f} rows/s, peak memory {peak:.2f} GiB, "
+        f"{torch.get_num_threads()} threads"
+    )
 
 
 if __name__ == "__main__":

@@ -1,0 +1,182 @@
+"""The table: atomic appends that carry their progress, refusal of strangers, search."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from bioscan_xla.errors import TableError
+from bioscan_xla.records import Rejection
+from bioscan_xla.sources import ReadOptions, metadata_schema
+from bioscan_xla.store import (
+    Store,
+    open_table,
+    read_fingerprint,
+    search_vectors,
+    table_schema,
+)
+
+FINGERPRINT = {
+    "model": "m",
+    "revision": "",
+    "adapter": "",
+    "pooling": "mean",
+    "layer": "-1",
+    "dtype": "float32",
+    "overlap_tokens": "100",
+}
+METADATA = metadata_schema([], ReadOptions())
+
+
+def make(folder, name="embeddings", dtype="float16", hidden=16, fingerprint=FINGERPRINT, **options):
+    schema = table_schema(hidden, dtype, METADATA, True, fingerprint)
+    return Store.open(str(folder), name, schema, **options)
+
+
+def fill(store, first, count, source="/a.parquet", phylum="Annelida"):
+    rng = np.random.default_rng(first)
+    vectors = rng.standard_normal((count, store.hidden)).astype(np.float32)
+    metadata = pa.table(
+        {
+            field.name: pa.array([phylum if field.name == "phylum" else None] * count, field.type)
+            for field in METADATA
+        }
+    )
+    names = [f"{phylum}{n}" for n in range(first, first + count)]
+    values, finite = store.storable(vectors)
+    assert finite.all()
+    rows = np.arange(first, first + count)
+    store.append([store.rows(names, ["ACGT"] * count, metadata, source, rows, values)])
+    return vectors
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_an_append_is_one_version_and_its_own_progress(tmp_path, dtype):
+    store = make(tmp_path, dtype=dtype)
+    version = store.table.version
+    vectors = fill(store, 3, 50)
+    assert store.table.version == version + 1
+    again = make(tmp_path, dtype=dtype)
+    assert again.count_rows() == 50
+    assert again.done()["/a.parquet"].tolist() == [False] * 3 + [True] * 50
+    assert [name for names in again.ids() for name in names] == [
+        f"Annelida{n}" for n in range(3, 53)
+    ]
+    stored = np.array(again.table.to_arrow()["vector"].to_pylist(), np.float32)
+    np.testing.assert_allclose(stored, vectors, rtol=1e-3 if dtype == "float16" else 0)
+    assert read_fingerprint(again.table) == FINGERPRINT
+    assert again.sample_norm() == pytest.approx(np.linalg.norm(vectors, axis=1).mean(), rel=1e-3)
+
+
+def test_what_is_not_finite_in_the_table_is_found(tmp_path):
+    store = make(tmp_path)
+    vectors = np.ones((5, 16), np.float32)
+    vectors[0, 3], vectors[1, 0], vectors[2, 5], vectors[3] = np.nan, np.inf, 70000.0, 60000.0
+    assert store.storable(vectors)[1].tolist() == [False, False, False, True, True]
+    assert make(tmp_path, "other", "float32").storable(vectors)[1].tolist() == [
+        False,
+        False,
+        True,
+        True,
+        True,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"fingerprint": FINGERPRINT | {"layer": "4"}},
+            "layer: the table has '-1', this run has '4'",
+        ),
+        ({"hidden": 8}, r"column vector: the table has .*16.*, this run has .*8"),
+        ({"dtype": "float32"}, "column vector"),
+    ],
+)
+def test_another_way_of_making_rows_is_refused(tmp_path, change, message):
+    make(tmp_path)
+    with pytest.raises(TableError, match=message):
+        make(tmp_path, **change)
+
+
+def test_a_failed_append_changes_nothing(tmp_path, monkeypatch):
+    store = make(tmp_path)
+    fill(store, 0, 5)
+
+    def broken(*_):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(type(store.table), "add", broken)
+    with pytest.raises(TableError, match="What was committed before is kept"):
+        fill(store, 5, 5)
+    assert make(tmp_path).count_rows() == 5
+
+
+def test_rejections_are_merged_and_count_as_done(tmp_path):
+    store = make(tmp_path, rule="r")
+    store.reject([Rejection("/a.parquet", 4, "x", "empty sequence")])
+    store.reject([])
+    store.reject([Rejection("/a.parquet", 6, None, "no id")])
+    other = make(tmp_path, rule="r", process_index=1)
+    other.reject([Rejection("/b.parquet", 0, "y", "no id")])
+    assert pq.read_table(tmp_path / "rejected.parquet").num_rows == 2
+    assert pq.read_table(tmp_path / "rejected-1.parquet").num_rows == 1
+    again = make(tmp_path, rule="r", sources=["/a.parquet"])
+    assert np.flatnonzero(again.done()["/a.parquet"]).tolist() == [4, 6]
+    assert again.done()["/b.parquet"].tolist() == [True]
+    assert sorted(name for names in again.ids() for name in names) == ["x", "y"]
+
+
+def test_a_new_rule_looks_again_at_this_runs_sources_only(tmp_path):
+    store = make(tmp_path, rule="min 20")
+    store.reject([Rejection("/a", 1, "x", "too short"), Rejection("/b", 2, "y", "too short")])
+    again = make(tmp_path, rule="min 10", sources=["/a"])
+    assert "/a" not in again.done()
+    again.reject([Rejection("/a", 5, "z", "too short")])
+    rows = pq.read_table(tmp_path / "rejected.parquet").to_pylist()
+    assert {(row["source"], row["row"]) for row in rows} == {("/b", 2), ("/a", 5)}
+
+
+def test_tables_in_one_database_keep_their_rejections_apart(tmp_path):
+    make(tmp_path, "second").reject([Rejection("/a", 1, "x", "no id")])
+    assert not make(tmp_path).done()
+    assert (tmp_path / "rejected-second.parquet").exists()
+
+
+def test_search_is_exact_and_filters_return_all_rows(tmp_path):
+    store = make(tmp_path)
+    vectors = fill(store, 0, 300)
+    fill(store, 300, 20, phylum="Cnidaria")
+    (found,) = search_vectors(store.table, vectors[7:8], 5)
+    assert found["sequence_id"][0].as_py() == "Annelida7"
+    assert found["_distance"].to_pylist() == sorted(found["_distance"].to_pylist())
+    (few,) = search_vectors(store.table, vectors[7:8], 15, "phylum = 'Cnidaria'")
+    assert len(few) == 15
+    with pytest.raises(TableError, match="columns are sequence_id"):
+        search_vectors(store.table, vectors[:1], 5, "no_such_column = 1")
+
+
+def test_finish_indexes_and_search_stays_right(tmp_path, monkeypatch):
+    import bioscan_xla.store as module
+
+    monkeypatch.setattr(module, "_INDEX_ROWS", 500)
+    monkeypatch.setattr(module, "_EXACT_ROWS", 0)  # take the index
+    store = make(tmp_path, hidden=32)
+    vectors = fill(store, 0, 2000)
+    fill(store, 2000, 30, phylum="Cnidaria")
+    store.finish(vector_index=True)
+    store.finish(vector_index=True)
+    columns = {column for index in store.table.list_indices() for column in index.columns}
+    assert {"sequence_id", "depth", "phylum", "species", "vector"} <= columns
+    found = search_vectors(store.table, vectors[:20], 3)
+    assert [rows["sequence_id"][0].as_py() for rows in found] == [f"Annelida{n}" for n in range(20)]
+    (few,) = search_vectors(store.table, vectors[:1], 25, "phylum = 'Cnidaria'")
+    assert len(few) == 25
+
+
+def test_absent_tables_are_named(tmp_path):
+    with pytest.raises(TableError, match="no such database"):
+        open_table(str(tmp_path / "absent"))
+    make(tmp_path, "there")
+    with pytest.raises(TableError, match="it has there"):
+        open_table(str(tmp_path))

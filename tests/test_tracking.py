@@ -1,0 +1,43 @@
+"""Weights & Biases: the real client offline; failures change nothing; no key is written."""
+
+import logging
+
+from bioscan_xla.tracking import Tracker
+
+
+def test_offline_run_is_written_without_the_key(tmp_path, monkeypatch, caplog):
+    key = "0123456789abcdef0123456789abcdef01234567"
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_API_KEY", key)
+    monkeypatch.chdir(tmp_path)
+    with caplog.at_level(logging.DEBUG):
+        tracker = Tracker(True, "tests", {"model": "small"})
+        tracker.log({"embed/sequences": 5}, [1.0, 2.0])
+        tracker.finish()
+    written = [path for path in tmp_path.rglob("*") if path.is_file() and not path.is_symlink()]
+    assert any(path.suffix == ".wandb" for path in written)
+    assert all(key.encode() not in path.read_bytes() for path in written)
+    assert key not in caplog.text
+    assert "failed" not in caplog.text
+
+
+def test_a_failure_is_warned_of_once(monkeypatch, caplog):
+    import wandb
+
+    class Run:
+        def log(self, *_):
+            raise ConnectionError("gone")
+
+    monkeypatch.setattr(wandb, "init", lambda **_: Run())
+    tracker = Tracker(True, "tests", {})
+    for _ in range(3):
+        tracker.log({"a": 1})
+    tracker.finish()
+    assert caplog.text.count("gone") == 1
+
+
+def test_off_by_default(monkeypatch):
+    import wandb
+
+    monkeypatch.setattr(wandb, "init", lambda **_: 1 / 0)
+    Tracker(False, "tests", {}).log({"a": 1})
