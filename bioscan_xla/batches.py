@@ -136,9 +136,18 @@ def cut_windows(tokens: Tokens, job: int, max_tokens: int, overlap: int) -> list
     return result
 
 
-def _fill(
+def fill_rows(
     rows: list[list[Window]], num_rows: int, width: int, num_segments: int, with_runs: bool
 ) -> Batch:
+    """Lay windows end to end.
+
+    Args:
+        rows: the windows of each row.
+        num_rows: rows of the batch; those without windows are filler.
+        width: tokens of a row.
+        num_segments: most windows a row can hold.
+        with_runs: for a single row without filler, windows of equal length being neighbours.
+    """
     input_ids = np.full((num_rows, width), PAD_ID, np.int32)
     positions = np.full((num_rows, width), PAD_ID, np.int32)
     segments = np.full((num_rows, width), -1, np.int32)
@@ -208,19 +217,19 @@ class Packer:
         self.pending = [window for row in rows[whole:] for window in row]
         for first in range(0, whole, num_rows):
             part = rows[first : min(first + num_rows, whole)]
-            yield _fill(part, num_rows, width, limit, with_runs=False)
+            yield fill_rows(part, num_rows, width, limit, with_runs=False)
 
     def _unpadded(self, windows: list[Window]) -> Iterator[Batch]:
         row: list[Window] = []
         total = 0
         for window in windows:
             if row and total + len(window) > self.layout.row_tokens[0]:
-                yield _fill([row], 1, total, len(row), with_runs=True)
+                yield fill_rows([row], 1, total, len(row), with_runs=True)
                 row, total = [], 0
             row.append(window)
             total += len(window)
         if row:
-            yield _fill([row], 1, total, len(row), with_runs=True)
+            yield fill_rows([row], 1, total, len(row), with_runs=True)
 
 
 def best_fit(windows: list[Window], width: int, max_segments: int) -> list[list[Window]]:

@@ -1,27 +1,12 @@
-"""Options: one frozen dataclass a command, every field a YAML key and a flag.
-
-Enters: a command line (and the YAML it names). Leaves: a checked dataclass. Guaranteed: an
-unknown key is refused with the nearest known one; flags win over the YAML.
-"""
+"""Options: one frozen dataclass a command, checked once. `command_line` makes them from flags."""
 
 import dataclasses
-import difflib
-import json
-import re
-import sys
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
-
-import yaml
-from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
+from typing import Any
 
 from .errors import ConfigError
-
-T = TypeVar("T")
-
-set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 
 @dataclass(frozen=True)
@@ -126,29 +111,18 @@ class EmbedConfig:
         inputs = [self.input] if isinstance(self.input, str | Path) else list(self.input)
         object.__setattr__(self, "input", [str(item) for item in inputs])
         object.__setattr__(self, "keep", list(self.keep))
-        choices = {
-            "pooling": ("mean", "mean_no_special", "cls", "max"),
-            "device": ("auto", "xla", "cuda", "cpu"),
-            "dtype": (None, "bfloat16", "float32"),
-            "vector_dtype": ("float16", "float32"),
-            "header_taxonomy": (None, "sintax", "silva"),
-        }
-        for key, known in choices.items():
-            if getattr(self, key) not in known:
-                names = ", ".join(name for name in known if name)
-                raise ConfigError(f"{key} {getattr(self, key)!r} is unknown; choose {names}")
-        lowest = {
-            "min_length_bp": 1,
-            "commit_rows": 1,
-            "overlap_tokens": 0,
-            "process_count": 1,
-            "max_sequences": 1,
-            "max_errors": 0,
-        }
-        for key, least in lowest.items():
-            value = getattr(self, key)
-            if value is not None and value < least:
-                raise ConfigError(f"{key} is {value}; it must be at least {least}")
+        _check_choices(
+            self,
+            {
+                "pooling": ("mean", "mean_no_special", "cls", "max"),
+                "device": ("auto", "xla", "cuda", "cpu"),
+                "dtype": (None, "bfloat16", "float32"),
+                "vector_dtype": ("float16", "float32"),
+                "header_taxonomy": (None, "sintax", "silva"),
+            },
+        )
+        ones = ("min_length_bp", "commit_rows", "process_count", "max_sequences")
+        _check_least(self, dict.fromkeys(ones, 1) | {"overlap_tokens": 0, "max_errors": 0})
         if not 0 <= self.process_index < self.process_count:
             raise ConfigError(
                 f"process_index {self.process_index} must lie between 0 and process_count - 1, "
@@ -160,114 +134,182 @@ class EmbedConfig:
             raise ConfigError(f"commit_minutes is {self.commit_minutes}; it must be above 0")
 
 
-def check_keys(config_class: type, keys: Sequence[str], where: str) -> None:
-    """Refuse a key that is no field of the dataclass, naming the nearest that is."""
-    known = [field.name for field in dataclasses.fields(config_class)]
-    for key in keys:
-        if key not in known:
-            near = difflib.get_close_matches(key, known, 1, 0.5)
-            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
-            raise ConfigError(f"{where}: there is no option {key!r}; {hint}")
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """Fine-tune a LoRA adapter and seven taxonomy heads on labelled sequences.
 
-
-def parse(config_class: type[T], arguments: Sequence[str] | None, prog: str) -> T:
-    """Parse a command line into a config.
-
-    Flags may be written with dashes or underscores; `--config FILE` reads a YAML.
-
-    Raises:
-        ConfigError: an unknown key or a value that cannot be.
-        SystemExit: `--help`, `--print_config`, or a flag without its value.
+    Run it again with the same options to resume from the last checkpoint.
     """
-    words = _normalise(config_class, sys.argv[1:] if arguments is None else arguments)
-    flags = [word[2:].split("=")[0].split(".")[0] for word in words if word.startswith("--")]
-    parser = _Parser(
-        prog=prog,
-        description=config_class.__doc__,
-        exit_on_error=False,
-        usage="%(prog)s [--config FILE] [--OPTION VALUE ...]",
-    )
-    parser.add_argument("--config", action="config", help="YAML file of options; flags win over it")
-    parser.add_class_arguments(config_class, as_group=False)
-    own = ("config", "help", "print_config")
-    check_keys(config_class, [flag for flag in flags if flag not in own and flag], "command line")
-    for path in _named_configs(words):
-        check_keys(config_class, list(_read_yaml(path)), path)
-    try:
-        values = parser.parse_args(words)
-    except ConfigError:
-        raise
-    except Exception as error:
-        if isinstance(error, SystemExit):
-            raise
-        raise ConfigError(str(error)) from error
-    return build(config_class, values)
+
+    train: list[str] | str = ()  # type: ignore[assignment]
+    """Labelled sequences: Parquet, FASTA or FASTQ; files, a glob, a folder or a URL."""
+
+    eval: list[str] | str = ()  # type: ignore[assignment]
+    """Labelled sequences to evaluate on; by default a part of the training ones."""
+
+    output: str = "model"
+    """Folder for the model, its checkpoints and its report."""
+
+    model: str = "InstaDeepAI/nucleotide-transformer-2.5b-multi-species"
+    """Hugging Face id or local folder of the base model."""
+
+    revision: str | None = None
+    """Commit of the model on the hub; by default the newest."""
+
+    device: str = "auto"
+    """auto (TPU, then GPU, then CPU), xla, cuda or cpu."""
+
+    dtype: str | None = None
+    """bfloat16 or float32, of the frozen base; the adapter and the heads are float32."""
+
+    columns: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Column names of the file, where they differ: {dna_sequence: seq, genus: Genus}."""
+
+    header_taxonomy: str | None = None
+    """Read the lineage from FASTA headers: sintax or silva."""
+
+    taxonomy: str | None = None
+    """QIIME 2 taxonomy TSV (Feature ID, Taxon), joined by sequence id."""
+
+    min_sequences: int = 2
+    """A class with fewer sequences is unknown at its rank and still counts above it."""
+
+    eval_fraction: float = 0.1
+    """Share of the distinct sequences held out where no eval file is given."""
+
+    novel_rank: str | None = None
+    """Hold out whole genera (genus) or families (family) as novel."""
+
+    novel_fraction: float = 0.1
+    """Share of that rank's taxa held out."""
+
+    rank: int = 16
+    """LoRA rank r."""
+
+    alpha: int = 32
+    """LoRA alpha."""
+
+    dropout: float = 0.1
+    """Dropout in the adapter and before each head."""
+
+    targets: list[str] = ("query", "value")  # type: ignore[assignment]
+    """Layers that get an adapter."""
+
+    rank_weights: list[float] = (2.0, 1.8, 1.5, 1.2, 1.0, 0.8, 0.6)  # type: ignore[assignment]
+    """Weight of each rank in the loss, kingdom to species."""
+
+    label_smoothing: float = 0.0
+    """Share of the target spread over all classes."""
+
+    class_balance: float = 0.0
+    """Strength of the logit adjustment by class frequency; 0 is none, 1 is full."""
+
+    reverse_complement: float = 0.5
+    """Share of training sequences that are read from the other strand."""
+
+    frame_shift: bool = True
+    """Drop 0 to 5 leading bases of training sequences: 6-mer tokens change with the frame."""
+
+    crop: float = 0.0
+    """Share of training sequences cut to a random amplicon of 100 bp or more."""
+
+    num_epochs: int = 10
+    """Passes over the training sequences."""
+
+    batch_size: int = 32
+    """Sequences a step, over all processes."""
+
+    accumulate: int = 1
+    """Batches whose gradients are added before an update."""
+
+    learning_rate: float = 2e-4
+    """Peak learning rate."""
+
+    warmup_steps: int = 500
+    """Updates with rising learning rate, at most a tenth of all; then it falls along a cosine."""
+
+    weight_decay: float = 0.01
+    """Decoupled decay of matrices; biases and norms have none."""
+
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this norm."""
+
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass instead of keeping them."""
+
+    seed: int = 0
+    """Of splits, order, augmentation, dropout and initial weights."""
+
+    checkpoint_minutes: float = 30.0
+    """Save at least this often, and after every epoch."""
+
+    keep_checkpoints: int = 2
+    """How many of the last checkpoints stay; the best always does."""
+
+    patience: int | None = None
+    """Stop after this many epochs without a better mean accuracy; by default never."""
+
+    tracker: str = "none"
+    """none, wandb (key from WANDB_API_KEY) or tensorboard."""
+
+    wandb_project: str = "global-bioscan-lora"
+    """Project at Weights & Biases."""
+
+    def __post_init__(self):
+        """Normalise and check what needs no file and no device."""
+        for key in ("train", "eval"):
+            value = getattr(self, key)
+            inputs = [value] if isinstance(value, str | Path) else list(value or ())
+            object.__setattr__(self, key, [str(item) for item in inputs])
+        object.__setattr__(self, "targets", list(self.targets))
+        object.__setattr__(self, "rank_weights", [float(weight) for weight in self.rank_weights])
+        _check_choices(
+            self,
+            {
+                "device": ("auto", "xla", "cuda", "cpu"),
+                "dtype": (None, "bfloat16", "float32"),
+                "header_taxonomy": (None, "sintax", "silva"),
+                "novel_rank": (None, "family", "genus"),
+                "tracker": ("none", "wandb", "tensorboard"),
+            },
+        )
+        ones = (
+            "min_sequences",
+            "rank",
+            "num_epochs",
+            "batch_size",
+            "accumulate",
+            "patience",
+            "keep_checkpoints",
+        )
+        _check_least(self, dict.fromkeys(ones, 1) | {"warmup_steps": 0})
+        for key in (
+            "eval_fraction",
+            "novel_fraction",
+            "dropout",
+            "label_smoothing",
+            "reverse_complement",
+            "crop",
+        ):
+            if not 0 <= getattr(self, key) <= 1:
+                raise ConfigError(f"{key} is {getattr(self, key)}; it is a share from 0 to 1")
+        if len(self.rank_weights) != 7 or min(self.rank_weights) < 0:
+            raise ConfigError(
+                "rank_weights must be seven numbers of at least 0, kingdom to species"
+            )
+        if self.learning_rate <= 0 or self.checkpoint_minutes <= 0 or self.max_grad_norm <= 0:
+            raise ConfigError("learning_rate, checkpoint_minutes and max_grad_norm must be above 0")
 
 
-def build(config_class: type[T], values: Namespace) -> T:
-    """Make the dataclass from parsed values."""
-    names = [field.name for field in dataclasses.fields(config_class)]  # type: ignore[arg-type]
-    return config_class(**{name: values[name] for name in names})
+def _check_choices(config: Any, choices: Mapping[str, tuple]) -> None:
+    for key, known in choices.items():
+        if getattr(config, key) not in known:
+            names = ", ".join(name for name in known if name)
+            raise ConfigError(f"{key} {getattr(config, key)!r} is unknown; choose {names}")
 
 
-def load_yaml(config_class: type[T], path: str | Path, **overrides: Any) -> T:
-    """Read a YAML into a config, as the command does."""
-    words = [f"--config={path}"]
-    config = parse(config_class, words, "config")
-    return dataclasses.replace(config, **overrides)  # type: ignore[type-var]
-
-
-class _Parser(ArgumentParser):
-    def format_help(self, *arguments: Any) -> str:
-        """Show flags as people type them, with dashes."""
-        text = super().format_help(*arguments)
-        text = re.sub(r"(?<=--)[a-z]+(?:_[a-z]+)+", lambda m: m.group().replace("_", "-"), text)
-        return re.sub(r", --[a-z-]+\+ \S+", "", text).replace(" {true,false}", "")
-
-
-def _normalise(config_class: type, arguments: Sequence[str]) -> list[str]:
-    """Write a command line as the parser wants it: `--key=value`, once a key.
-
-    Dashes become underscores, a switch alone means true, several words after a list option are a
-    list, and `name=value` words after a mapping option are a mapping.
-    """
-    kinds = {f.name: getattr(f.type, "__name__", "") for f in dataclasses.fields(config_class)}
-    kinds |= {f.name: str(f.type) for f in dataclasses.fields(config_class) if f.type is not bool}
-    groups: list[list[str]] = []
-    for word in arguments:
-        if word.startswith("--"):
-            name, equals, value = word.partition("=")
-            groups.append(["--" + name[2:].replace("-", "_"), *([value] if equals else [])])
-        elif groups and groups[-1][0] != "":
-            groups[-1].append(word)
-        else:
-            groups.append(["", word])
-    result = []
-    for flag, *values in groups:
-        kind = kinds.get(flag[2:], "")
-        if kind == "bool" and not values:
-            values = ["true"]
-        elif kind.startswith("list[") and values and not values[0].startswith("["):
-            values = [json.dumps(values)]
-        elif kind.startswith("dict[") and values and not values[0].startswith("{"):
-            values = [json.dumps(dict(value.partition("=")[::2] for value in values))]
-        result += [f"{flag}={values[0]}", *values[1:]] if flag and values else [flag, *values]
-    return [word for word in result if word]
-
-
-def _named_configs(arguments: Sequence[str]) -> list[str]:
-    return [word.split("=", 1)[1] for word in arguments if word.startswith("--config=")]
-
-
-def _read_yaml(path: str) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(Path(path).read_text())
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror}); check the path") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: is no YAML ({error})") from error
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: must hold options as `key: value`")
-    return values
+def _check_least(config: Any, least: Mapping[str, int]) -> None:
+    for key, lowest in least.items():
+        value = getattr(config, key)
+        if value is not None and value < lowest:
+            raise ConfigError(f"{key} is {value}; it must be at least {lowest}")

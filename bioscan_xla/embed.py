@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from . import runtime
-from .config import EmbedConfig, check_keys, parse
+from .command_line import check_keys, parse
+from .config import EmbedConfig
 from .dry_run import describe_plan
 from .encoder import Encoder, load_encoder, read_config
 from .errors import BioscanError, ConfigError
@@ -269,7 +270,8 @@ def summary(config: EmbedConfig, result: dict[str, Any]) -> str:
     if result["interrupted"]:
         lines.append("interrupted; everything above is committed. Run the same command to go on")
     elif result["total_rows"]:
-        lines.append(f"next: python -m bioscan_xla.search --db {config.db} FILE.fasta -k 5")
+        table = "" if config.table == "embeddings" else f" --table {config.table}"
+        lines.append(f"next: python -m bioscan_xla.search --db {config.db}{table} FILE.fasta -k 5")
     return "\n".join(lines)
 
 

@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 import transformers
-from transformers import AttentionInterface, AttentionMaskInterface, EsmConfig, EsmModel
+from transformers import EsmConfig, EsmModel
 from transformers.utils.hub import cached_file, extract_commit_hash
 
-from . import __version__, runtime
+from . import __version__, attention, runtime
 from .batches import FIRST_POSITION, Batch, Totals
 from .errors import ConfigError, ModelError
 from .onednn import reorder_linear_layers
@@ -30,62 +29,6 @@ from .tokens import VOCABULARY
 log = logging.getLogger(__name__)
 
 DEFAULT_MODEL = "InstaDeepAI/nucleotide-transformer-2.5b-multi-species"
-_SCORE_ELEMENTS = 1 << 19  # a tile of attention scores that stays in the L2 cache
-
-
-def _runs_attention(module, query, key, value, attention_mask, runs=None, scaling=None, **_):
-    """Attention over neighbouring segments of equal length; one row, no filler.
-
-    query, key, value: (1, heads, tokens, head_dim). Returns (1, tokens, heads, head_dim).
-    """
-    _, heads, tokens, dim = query.shape
-    output = query.new_empty(tokens, heads, dim)
-    start = 0
-    for count, length in runs:
-        # Segments a tile: at least one, as many as keep the scores small on a CPU.
-        most = count
-        if query.device.type == "cpu":
-            most = max(1, min(count, _SCORE_ELEMENTS // (heads * length * length)))
-        for first in range(0, count, most):
-            n = min(most, count - first)
-            stop = start + n * length
-            q, k, v = (
-                x[0, :, start:stop].reshape(heads, n, length, dim).transpose(0, 1)
-                for x in (query, key, value)
-            )
-            if query.device.type == "cpu":
-                scores = torch.matmul(q, k.transpose(2, 3))
-                if scaling != 1:  # ESM has scaled the query already
-                    scores = scores * scaling
-                states = torch.matmul(torch.softmax(scores, -1), v)
-            else:
-                states = F.scaled_dot_product_attention(q, k, v, scale=scaling)
-            output[start:stop] = states.transpose(1, 2).reshape(n * length, heads, dim)
-            start = stop
-    return output[None], None
-
-
-def _segment_attention(
-    module, query, key, value, attention_mask, segments=None, scaling=None, dropout=0.0, **_
-):
-    """Attention with the mask made on the device from `segments`, (rows, tokens)."""
-    same = segments[:, None, :, None] == segments[:, None, None, :]
-    scores = torch.matmul(query, key.transpose(2, 3)) * scaling
-    scores = torch.where(same, scores.float(), torch.finfo(torch.float32).min)
-    weights = torch.softmax(scores, -1).to(query.dtype)
-    if dropout:
-        weights = F.dropout(weights, dropout, module.training)
-    return torch.matmul(weights, value).transpose(1, 2), None
-
-
-def _no_mask(*args, **kwargs):
-    """Stands in for Hugging Face's mask code, which reads the mask back from the device."""
-    return None
-
-
-for _name, _function in (("packed_runs", _runs_attention), ("packed_segments", _segment_attention)):
-    AttentionInterface.register(_name, _function)
-    AttentionMaskInterface.register(_name, _no_mask)
 
 
 @dataclass(frozen=True)
@@ -188,10 +131,10 @@ def load_encoder(
         )
     if not -1 <= layer <= config.num_hidden_layers:
         raise ConfigError(f"layer {layer} must lie between -1 and {config.num_hidden_layers}")
-    commit = _resolve_commit(model, revision)
-    esm: Any = _load_weights(model, commit or None, config, device.dtype)
+    commit = resolve_commit(model, revision)
+    esm: Any = load_model(model, device.dtype, commit or None)
     fingerprint = {
-        "model": str(Path(model).resolve()) if Path(model).is_dir() else model,
+        "model": _absolute(model),
         "revision": commit,
         "weights": _sample_hash(esm),
         "adapter": "",
@@ -206,11 +149,10 @@ def load_encoder(
     }
     if adapter:
         esm = _merge_adapter(esm, adapter)
-        fingerprint |= {"adapter": adapter, "adapter_hash": _sample_hash(esm)}
+        fingerprint |= {"adapter": _absolute(adapter), "adapter_hash": _sample_hash(esm)}
     if layer not in (-1, config.num_hidden_layers):
         esm.encoder.layer = esm.encoder.layer[:layer]
         esm.encoder.emb_layer_norm_after = None
-    esm.set_attn_implementation("packed_segments" if device.kind == "xla" else "packed_runs")
     esm.to(dtype=device.dtype).eval().requires_grad_(False)
     if device.kind == "cpu":
         reorder_linear_layers(esm)
@@ -220,6 +162,21 @@ def load_encoder(
             runtime.shard_parameters(device, esm)
     log.info("model %s: %d layers, hidden %d", model, len(esm.encoder.layer), config.hidden_size)
     return Encoder(esm, device, pooling, max_tokens, overlap_tokens, fingerprint)
+
+
+def load_model(model: str, dtype: torch.dtype, revision: str | None = None) -> EsmModel:
+    """Load an EsmModel that attends by packed segments (see `attention`), on the host.
+
+    Raises:
+        ModelError: not found, another family, incomplete, or only loadable by running code.
+    """
+    esm = _load_weights(model, revision, read_config(model, revision), dtype)
+    esm.set_attn_implementation(attention.NAME)
+    return esm
+
+
+def _absolute(name: str) -> str:
+    return str(Path(name).resolve()) if Path(name).is_dir() else name
 
 
 def read_config(model: str, revision: str | None) -> EsmConfig:
@@ -253,7 +210,7 @@ def read_config(model: str, revision: str | None) -> EsmConfig:
     return EsmConfig.from_dict(raw)
 
 
-def _resolve_commit(model: str, revision: str | None) -> str:
+def resolve_commit(model: str, revision: str | None) -> str:
     """The commit that a hub model's files come from; empty for a folder."""
     if Path(model).is_dir():
         return ""
@@ -302,6 +259,8 @@ def _load_weights(
 def _merge_adapter(esm: EsmModel, adapter: str) -> Any:
     from peft import PeftModel
 
+    if (Path(adapter) / "adapter").is_dir():  # the output folder of fine-tuning
+        adapter = str(Path(adapter) / "adapter")
     try:
         merged = PeftModel.from_pretrained(esm, adapter).merge_and_unload()
     except (OSError, ValueError, KeyError, RuntimeError, pickle.UnpicklingError) as error:

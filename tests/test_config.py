@@ -4,7 +4,8 @@ import dataclasses
 
 import pytest
 
-from bioscan_xla.config import EmbedConfig, parse
+from bioscan_xla.command_line import parse
+from bioscan_xla.config import EmbedConfig
 from bioscan_xla.errors import ConfigError
 
 from .conftest import ROOT

@@ -1,0 +1,74 @@
+"""Attention inside the segments of packed rows, registered with transformers under one name.
+
+Enters: query, key and value of packed rows, and with them, as keywords that the model hands on,
+either `runs` (rows without filler: neighbouring segments of equal length) or `segments` (the
+segment number of every token, from which the mask is made on the device).
+"""
+
+import torch
+import torch.nn.functional as F
+from transformers import AttentionInterface, AttentionMaskInterface
+
+NAME = "packed"
+"""What a model's attention implementation is set to."""
+
+_SCORE_ELEMENTS = 1 << 19  # a tile of attention scores that stays in the L2 cache
+
+
+def _packed_attention(module, query, key, value, attention_mask, runs=None, **options):
+    attend = _segment_attention if runs is None else _runs_attention
+    return attend(module, query, key, value, attention_mask, runs=runs, **options)
+
+
+def _runs_attention(module, query, key, value, attention_mask, runs=None, scaling=None, **_):
+    """Attention over neighbouring segments of equal length; one row, no filler.
+
+    query, key, value: (1, heads, tokens, head_dim). Returns (1, tokens, heads, head_dim).
+    """
+    _, heads, tokens, dim = query.shape
+    output = query.new_empty(tokens, heads, dim)
+    start = 0
+    for count, length in runs:
+        # Segments a tile: at least one, as many as keep the scores small on a CPU.
+        most = count
+        if query.device.type == "cpu":
+            most = max(1, min(count, _SCORE_ELEMENTS // (heads * length * length)))
+        for first in range(0, count, most):
+            n = min(most, count - first)
+            stop = start + n * length
+            q, k, v = (
+                x[0, :, start:stop].reshape(heads, n, length, dim).transpose(0, 1)
+                for x in (query, key, value)
+            )
+            if query.device.type == "cpu":
+                scores = torch.matmul(q, k.transpose(2, 3))
+                if scaling != 1:  # ESM has scaled the query already
+                    scores = scores * scaling
+                states = torch.matmul(torch.softmax(scores, -1), v)
+            else:
+                states = F.scaled_dot_product_attention(q, k, v, scale=scaling)
+            output[start:stop] = states.transpose(1, 2).reshape(n * length, heads, dim)
+            start = stop
+    return output[None], None
+
+
+def _segment_attention(
+    module, query, key, value, attention_mask, segments=None, scaling=None, dropout=0.0, **_
+):
+    """Attention with the mask made on the device from `segments`, (rows, tokens)."""
+    same = segments[:, None, :, None] == segments[:, None, None, :]
+    scores = torch.matmul(query, key.transpose(2, 3)) * scaling
+    scores = torch.where(same, scores.float(), torch.finfo(torch.float32).min)
+    weights = torch.softmax(scores, -1).to(query.dtype)
+    if dropout:
+        weights = F.dropout(weights, dropout, module.training)
+    return torch.matmul(weights, value).transpose(1, 2), None
+
+
+def _no_mask(*args, **kwargs):
+    """Stands in for Hugging Face's mask code, which reads the mask back from the device."""
+    return None
+
+
+AttentionInterface.register(NAME, _packed_attention)
+AttentionMaskInterface.register(NAME, _no_mask)
