@@ -28,4 +28,24 @@ def run_embedding_pipeline(*args, **kwargs):
     return run(*args, **kwargs)
 
 
-__all__ = ["__version__", "run_embedding_pipeline"]
+def run_finetuning_pipeline(*args, **kwargs):
+    """Fine-tune adapter and heads; see `bioscan_xla.finetune.run_finetuning_pipeline`."""
+    from .finetune import run_finetuning_pipeline as run
+
+    return run(*args, **kwargs)
+
+
+def load_classifier(folder, device="auto", dtype=None):
+    """Load a fine-tuned model; see `bioscan_xla.classifier.load_classifier`."""
+    from .classifier import load_classifier as load
+    from .runtime import open_device
+
+    return load(folder, open_device(device, dtype))
+
+
+__all__ = [
+    "__version__",
+    "load_classifier",
+    "run_embedding_pipeline",
+    "run_finetuning_pipeline",
+]

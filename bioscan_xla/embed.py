@@ -7,13 +7,10 @@ again after any interruption, it goes on where the table ends.
 import json
 import logging
 import math
-import signal
 import sys
-import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +26,7 @@ from .pipeline import Outcome, run
 from .progress import Progress
 from .records import read_chunks
 from .sources import ReadOptions, count_rows, metadata_schema
+from .stopping import Stop, stop_on_signal
 from .store import Store, recorded_revision, table_schema
 from .tracking import Tracker
 
@@ -137,7 +135,7 @@ def embed(config: EmbedConfig, commit_by_time: bool = True) -> dict[str, Any] | 
     if already:
         log.info("resuming: %d records are done already", already)
     started = time.monotonic()
-    with _stop_on_signal() as stop, Progress(encoder, tracker, total, already) as progress:
+    with stop_on_signal() as stop, Progress(encoder, tracker, total, already) as progress:
         try:
             outcome = run(
                 encoder,
@@ -184,40 +182,8 @@ def _rule(reading: ReadOptions) -> str:
     )
 
 
-@dataclass
-class _Stop:
-    event: threading.Event
-    signal_number: int | None = None
-
-
-@contextmanager
-def _stop_on_signal() -> Iterator[_Stop]:
-    """First SIGTERM or Ctrl-C: finish the batch and commit. Second: leave at once."""
-    stop = _Stop(threading.Event())
-    if threading.current_thread() is not threading.main_thread():
-        yield stop  # signals are the main thread's
-        return
-
-    def handle(number: int, frame: object) -> None:
-        if stop.event.is_set():
-            raise KeyboardInterrupt
-        stop.signal_number = number
-        stop.event.set()
-        log.warning(
-            "%s: finishing the batch and committing; once more leaves at once",
-            signal.Signals(number).name,
-        )
-
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def _result(
-    outcome: Outcome, encoder: Encoder, store: Store, seconds: float, stop: _Stop
+    outcome: Outcome, encoder: Encoder, store: Store, seconds: float, stop: Stop
 ) -> dict[str, Any]:
     rows = store.count_rows()
     totals = outcome.totals

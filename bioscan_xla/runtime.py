@@ -149,6 +149,32 @@ def _keep_large_buffers() -> None:
     libc.mallopt(m_trim_threshold, 2 << 30)
 
 
+def enable_gradient_checkpointing(device: Device, module: torch.nn.Module) -> None:
+    """Have a Hugging Face model compute activations again in the backward pass.
+
+    On XLA its own form is optimised away by the compiler; torch_xla's holds.
+    """
+    module.gradient_checkpointing_enable({"use_reentrant": device.kind == "xla"})  # type: ignore[operator]
+    if device.kind == "xla":
+        from torch_xla.utils.checkpoint import checkpoint
+
+        # preserve_rng_state stays on: without it dropout replays differently.
+        part: Any
+        for part in module.modules():
+            if hasattr(part, "_gradient_checkpointing_func"):
+                part._gradient_checkpointing_func = functools.partial(
+                    checkpoint, use_reentrant=True
+                )
+
+
+def end_step(device: Device) -> None:
+    """Start computing what a training step asked for; does not wait."""
+    if device.kind == "xla":
+        import torch_xla
+
+        torch_xla.sync()
+
+
 def shard_parameters(device: Device, module: torch.nn.Module) -> None:
     """Divide each parameter over the mesh along its first dimension, where that divides evenly."""
     if device.kind != "xla":

@@ -10,7 +10,7 @@ Lineage = tuple[str | None, ...]
 """One name a rank, highest first; None where unknown."""
 
 _SINTAX = re.compile(r";tax=([^;]*)")
-_SINTAX_LETTERS = dict(zip("kpcofgs", RANKS, strict=True)) | {"d": "kingdom"}
+_LETTERS = dict(zip("kpcofgs", RANKS, strict=True)) | {"d": "kingdom"}
 
 
 def split_header(header: str, style: str) -> tuple[str, Lineage]:
@@ -29,7 +29,7 @@ def split_header(header: str, style: str) -> tuple[str, Lineage]:
         named: dict[str, str] = {}
         for part in match.group(1).split(",") if match else ():
             letter, _, name = part.partition(":")
-            rank = _SINTAX_LETTERS.get(letter.strip())
+            rank = _LETTERS.get(letter.strip())
             if rank and name.strip() and (letter != "d" or rank not in named):
                 named[rank] = name.strip().replace("_", " ")
         words = header.split(";", 1)[0].split(maxsplit=1)
@@ -39,3 +39,16 @@ def split_header(header: str, style: str) -> tuple[str, Lineage]:
     if len(names) > len(RANKS):
         names = [names[0], *[None] * (len(RANKS) - 2), names[-1]]
     return name, tuple(names + [None] * (len(RANKS) - len(names)))
+
+
+def split_ranked(text: str) -> Lineage:
+    """Lineage of `k__Animalia; p__Annelida; ...`; names without a prefix are taken in order."""
+    names: dict[str, str] = {}
+    for place, part in enumerate(text.split(";")):
+        letter, mark, name = part.strip().partition("__")
+        rank = _LETTERS.get(letter) if mark else None
+        if rank is None and not mark and place < len(RANKS):
+            rank, name = RANKS[place], part.strip()
+        if rank and name and (letter != "d" or rank not in names):
+            names[rank] = name
+    return tuple(names.get(rank) for rank in RANKS)

@@ -48,3 +48,32 @@ class Tracker:
         except Exception as error:  # whatever it is, it is not worth a month of compute
             log.warning("Weights & Biases failed and is left out from here on: %s", error)
             self._run = None
+
+
+class TrainingTracker:
+    """Accelerate's own tracker, guarded in the same way."""
+
+    def __init__(self, accelerator: Any, name: str, project: str, config: Mapping, run_id: str):
+        """Start or, with the `run_id` of a checkpoint, continue a run."""
+        self._accelerator = accelerator if name != "none" else None
+        options = {"wandb": {"id": run_id, "resume": "allow"}} if name == "wandb" else {}
+        flat = {key: str(v) if isinstance(v, list | dict) else v for key, v in config.items()}
+        flat = {key: value for key, value in flat.items() if value is not None}
+        self._guard("init_trackers", project, flat, options)
+
+    def log(self, figures: Mapping[str, Any], step: int) -> None:
+        """Send figures of an update."""
+        self._guard("log", dict(figures), step)
+
+    def finish(self) -> None:
+        """End the run."""
+        self._guard("end_training")
+
+    def _guard(self, method: str, *arguments: Any) -> None:
+        if self._accelerator is None:
+            return
+        try:
+            getattr(self._accelerator, method)(*arguments)
+        except Exception as error:  # whatever it is, it is not worth the training
+            log.warning("the tracker failed and is left out from here on: %s", error)
+            self._accelerator = None

@@ -1,0 +1,108 @@
+"""Fine-tune a LoRA adapter and seven taxonomy heads: the command and the function.
+
+`accelerate launch launch/finetune.py --config configs/finetune_demo.yaml` runs it.
+"""
+
+import logging
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from .command_line import check_keys, parse
+from .config import FinetuneConfig
+from .errors import BioscanError
+from .taxonomy import RANKS
+from .train import finetune
+
+
+def run_finetuning_pipeline(
+    training_data_path: str | Sequence[str],
+    model_output_path: str,
+    eval_data_path: str | Sequence[str] | None = None,
+    num_epochs: int = 10,
+    batch_size: int = 32,
+    learning_rate: float = 2e-4,
+    use_wandb: bool = True,
+    wandb_project: str = "global-bioscan-lora",
+    **options: Any,
+) -> dict[str, Any]:
+    """Fine-tune on labelled sequences; resumes if `model_output_path` holds a checkpoint.
+
+    Args:
+        training_data_path: files, globs, folders, URLs.
+        model_output_path: folder for the model.
+        eval_data_path: labelled sequences to evaluate on; None holds out a part of training.
+        num_epochs: passes over the training sequences.
+        batch_size: sequences a step.
+        learning_rate: peak.
+        use_wandb: report to Weights & Biases; a failure there never stops training.
+        wandb_project: where.
+        **options: any other field of `bioscan_xla.config.FinetuneConfig`.
+
+    Returns:
+        `start_time`, `end_time` (ISO 8601), `total_loss` (mean over the epochs), `num_epochs`,
+        `epoch_1_loss` ..., `model_path`, `evaluation` (see `metrics.evaluate`), `skipped_updates`,
+        `compiles`, `interrupted`.
+
+    Raises:
+        BioscanError: one of its kinds, each with what, where and the remedy.
+    """
+    check_keys(FinetuneConfig, list(options), "run_finetuning_pipeline")
+    return finetune(
+        FinetuneConfig(
+            train=training_data_path,  # type: ignore[arg-type]
+            output=model_output_path,
+            eval=eval_data_path or (),  # type: ignore[arg-type]
+            num_epochs=num_epochs,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            tracker="wandb" if use_wandb else "none",
+            wandb_project=wandb_project,
+            **options,
+        )
+    )
+
+
+def summary(result: dict[str, Any]) -> str:
+    """What a person wants to know at the end."""
+    if result["interrupted"]:
+        return "interrupted; a checkpoint is saved. Run the same command to go on"
+    lines = [f"{result['num_epochs']} epochs, last loss {_last_loss(result):.4f}"]
+    figures = result["evaluation"]
+    if figures:
+        lines.append("rank      accuracy  macro-F1  top-3")
+        lines += [
+            f"{rank:9} {figures[f'{rank}/accuracy']:8.3f}  {figures[f'{rank}/macro_f1']:8.3f}  "
+            f"{figures[f'{rank}/top3']:5.3f}"
+            for rank in RANKS
+            if f"{rank}/accuracy" in figures
+        ]
+    lines.append(
+        f"model in {result['model_path']}; next: python -m bioscan_xla.embed "
+        f"--adapter {result['model_path']} --input FILES --db FOLDER"
+    )
+    return "\n".join(lines)
+
+
+def _last_loss(result: dict[str, Any]) -> float:
+    return result[f"epoch_{result['num_epochs']}_loss"]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    logging.basicConfig(
+        level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"
+    )
+    logging.getLogger("bioscan_xla").setLevel(logging.INFO)
+    try:
+        result = finetune(parse(FinetuneConfig, arguments, "launch/finetune.py"))
+    except BioscanError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(
+            "left at once; run the same command to go on from the last checkpoint", file=sys.stderr
+        )
+        return 130
+    print(summary(result))
+    return 128 + result["interrupted"] if result["interrupted"] else 0

@@ -1,0 +1,88 @@
+"""The folder that fine-tuning leaves: adapter, heads, labels, config, metrics, report."""
+
+import csv
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from safetensors.torch import save_file
+
+from .checkpoint import trainable_state
+from .classifier import TaxonomyClassifier
+from .config import FinetuneConfig
+from .labels import LabelSpace
+from .report import draw_confusion, draw_curves, draw_vectors, write_card
+
+
+class History:
+    """`metrics.jsonl`: one line an evaluation."""
+
+    def __init__(self, path: Path):
+        """Take the file, whether it exists or not."""
+        self.path = path
+
+    def lines(self) -> list[dict[str, Any]]:
+        """All lines."""
+        if not self.path.is_file():
+            return []
+        return [json.loads(line) for line in self.path.read_text().splitlines()]
+
+    def add(self, line: Mapping[str, Any]) -> None:
+        """Add a line."""
+        self.keep_until(line["updates"] - 1)
+        with self.path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def keep_until(self, updates: int) -> None:
+        """Drop lines of a later update: a resumed run writes them again."""
+        lines = self.lines()
+        kept = [line for line in lines if line["updates"] <= updates]
+        if len(kept) < len(lines):
+            self.path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+
+
+def write_model_folder(
+    config: FinetuneConfig,
+    classifier: TaxonomyClassifier,
+    space: LabelSpace,
+    split: Sequence[tuple[str, str]],
+    result: Mapping[str, Any],
+    facts: Mapping[str, Any],
+    history: Sequence[Mapping[str, Any]],
+    evaluated: tuple[Sequence[np.ndarray], np.ndarray, np.ndarray],
+) -> None:
+    """Write everything; `adapter/` is plain PEFT, the rest is safetensors, JSON, YAML and PNG."""
+    folder = Path(config.output)
+    state = trainable_state(classifier)
+    adapter = {
+        name.removeprefix("encoder."): value
+        for name, value in state.items()
+        if name.startswith("encoder.")
+    }
+    classifier.encoder.save_pretrained(folder / "adapter", state_dict=adapter)  # type: ignore[operator]
+    heads = {
+        name.removeprefix("heads."): value
+        for name, value in state.items()
+        if name.startswith("heads.")
+    }
+    save_file(heads, folder / "heads.safetensors", {"format": "pt"})
+    space.save(folder / "labels.json")
+    (folder / "config.yaml").write_text(yaml.safe_dump(dataclasses.asdict(config), sort_keys=False))
+    (folder / "metrics.json").write_text(json.dumps(result, indent=1) + "\n")
+    with (folder / "split.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("sequence_id", "part"))
+        writer.writerows(split)
+    write_card(folder, config, space, result["evaluation"], facts)
+    draw_curves(folder / "curves.png", history)
+    probabilities, truth, vectors = evaluated
+    if len(truth):
+        predicted = np.stack(
+            [p.argmax(1) if p.shape[1] else np.full(len(p), -1) for p in probabilities], 1
+        )
+        draw_confusion(folder / "confusion.png", predicted, truth, space)
+        draw_vectors(folder / "vectors.png", vectors, truth[:, 1], space.names(1))

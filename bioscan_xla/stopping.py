@@ -1,0 +1,44 @@
+"""Leaving in order: the first SIGTERM or Ctrl-C asks, the second leaves at once."""
+
+import logging
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Stop:
+    """Whether to stop, and which signal said so."""
+
+    event: threading.Event
+    signal_number: int | None = None
+
+
+@contextmanager
+def stop_on_signal() -> Iterator[Stop]:
+    """The first signal sets `event`; the second raises KeyboardInterrupt."""
+    stop = Stop(threading.Event())
+    if threading.current_thread() is not threading.main_thread():
+        yield stop  # signals are the main thread's
+        return
+
+    def handle(number: int, frame: object) -> None:
+        if stop.event.is_set():
+            raise KeyboardInterrupt
+        stop.signal_number = number
+        stop.event.set()
+        log.warning(
+            "%s: finishing what is begun and saving; once more leaves at once",
+            signal.Signals(number).name,
+        )
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,106 @@
+"""What counts as a name, and how lineages become classes."""
+
+import numpy as np
+import pytest
+
+from bioscan_xla.errors import InputError
+from bioscan_xla.labels import UNKNOWN, LabelSpace, known_lineage, known_name, learn_labels
+from bioscan_xla.taxonomy import RANKS, split_ranked
+
+
+def lineage(text):
+    """Seven names from `A;B;;...`, short ones filled up with None."""
+    names = [name or None for name in text.split(";")]
+    return tuple(names + [None] * (7 - len(names)))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [None, "", "  ", "NA", "n/a", "none", "-", "unknown", "Unassigned", "unclassified Bacteria",
+     "uncultured bacterium", "unidentified", "Osedax sp.", "Osedax sp. MB3", "Osedax spp.",
+     "Osedax cf. rubiplumus", "Riftia aff. pachyptila", "SAR11 clade", "Clade 3", "g__",
+     "environmental samples", "marine metagenome", "Bilateria incertae sedis", "sp."],
+)
+def test_no_name(text):
+    assert known_name(text) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [("Annelida", "Annelida"), (" Osedax  rubiplumus ", "Osedax rubiplumus"),
+     ("g__Osedax", "Osedax"), ("Osedax_rubiplumus", "Osedax rubiplumus"),
+     ("Sparidae", "Sparidae"), ("Nanomia", "Nanomia"), ("Cfaria", "Cfaria")],
+)
+def test_names(text, name):
+    assert known_name(text) == name
+
+
+def test_rare_classes_still_count_above():
+    rows = [lineage("K;P;C;O;F;G;S one")] * 3 + [lineage("K;P;C;O;F;H;H two")]
+    space, conflicts = learn_labels(rows, 2)
+    assert not conflicts
+    assert space.num_classes == (1, 1, 1, 1, 1, 1, 1)
+    assert [counts[0] for counts in space.counts] == [4, 4, 4, 4, 4, 3, 3]
+    labels = space.encode(rows)
+    assert labels[3].tolist() == [0, 0, 0, 0, 0, UNKNOWN, UNKNOWN]
+
+
+def test_homonyms_are_two_classes_and_reported_with_rows():
+    rows = [lineage("Animalia;Cnidaria;;;;Morus"), lineage("Plantae;Rosids;;;;Morus"),
+            lineage("Animalia;Cnidaria;;;;Other")]
+    space, conflicts = learn_labels(rows)
+    assert space.num_classes[5] == 3
+    (conflict,) = conflicts
+    assert (conflict.rank, conflict.name, conflict.rows) == ("genus", "Morus", (0, 1))
+    assert "Morus" in str(conflict)
+    labels = space.encode(rows)
+    assert labels[0, 5] != labels[1, 5]
+    # The bare name does not tell which it is.
+    assert space.encode([lineage(";;;;;Morus")])[0, 5] == UNKNOWN
+
+
+def test_a_gap_among_the_ancestors_is_no_conflict():
+    rows = [lineage("A;B;C;D;E;G"), lineage("A;;C;;E;G"), lineage(";B;;;;G")]
+    space, conflicts = learn_labels(rows)
+    assert not conflicts
+    assert space.lineages[5] == (("A", "B", "C", "D", "E", "G"),)
+    assert space.counts[5] == (3,)
+    assert space.encode(rows)[:, 5].tolist() == [0, 0, 0]
+
+
+def test_parents_and_order_are_stable():
+    rows = [lineage("A;X"), lineage("B;Y"), lineage("A;W"), lineage(";Z")]
+    space, _ = learn_labels(rows)
+    again, _ = learn_labels(rows[::-1])
+    assert space == again
+    names = space.names(1)
+    parents = dict(zip(names, space.parents(1).tolist(), strict=True))
+    assert parents == {"W": 0, "X": 0, "Y": 1, "Z": UNKNOWN}
+
+
+def test_names_not_learned_are_unknown():
+    space, _ = learn_labels([lineage("A;B")])
+    assert space.encode([lineage("A;Q;C"), lineage("unclassified;B")]).tolist() == [
+        [0] + [UNKNOWN] * 6, [UNKNOWN, 0] + [UNKNOWN] * 5
+    ]
+
+
+def test_saved_and_loaded(tmp_path):
+    space, _ = learn_labels([lineage("A;B;;D"), lineage("A;C")])
+    space.save(tmp_path / "labels.json")
+    assert LabelSpace.load(tmp_path / "labels.json") == space
+    (tmp_path / "bad.json").write_text("{}")
+    with pytest.raises(InputError, match=r"bad\.json"):
+        LabelSpace.load(tmp_path / "bad.json")
+
+
+def test_qiime_lineage():
+    text = "k__Animalia; p__Annelida; c__; o__Sabellida; f__Siboglinidae; g__Osedax; s__"
+    assert split_ranked(text) == (
+        "Animalia", "Annelida", None, "Sabellida", "Siboglinidae", "Osedax", None
+    )
+    assert split_ranked("d__Eukaryota;p__X")[0] == "Eukaryota"
+    assert split_ranked("Animalia;Annelida")[:2] == ("Animalia", "Annelida")
+    assert known_lineage(split_ranked(text))[3] == "Sabellida"
+    assert len(RANKS) == len(split_ranked(text))
+    assert np.array(split_ranked("")).tolist() == [None] * 7

@@ -1,0 +1,83 @@
+"""The loss against arithmetic by hand."""
+
+import numpy as np
+import pytest
+import torch
+
+from bioscan_xla.loss import RANK_WEIGHTS, rank_loss
+
+
+def _by_hand(logits, labels, weights=RANK_WEIGHTS):
+    total = scale = 0.0
+    for rank, values in enumerate(logits):
+        losses = [
+            np.log(np.exp(row).sum()) - row[label]
+            for row, label in zip(values.numpy().astype(np.float64), labels[:, rank], strict=True)
+            if label >= 0
+        ]
+        if losses:
+            total += weights[rank] * np.mean(losses)
+            scale += weights[rank]
+    return total / scale
+
+
+@pytest.fixture
+def example():
+    generator = torch.Generator().manual_seed(0)
+    logits = [torch.randn(6, classes, generator=generator) for classes in (1, 2, 3, 4, 5, 6, 7)]
+    labels = torch.stack([torch.randint(-1, c, (6,), generator=generator) for c in range(1, 8)], 1)
+    labels[:, 4] = -1  # a rank that nobody knows
+    return logits, labels
+
+
+def test_against_the_formula(example):
+    logits, labels = example
+    loss = rank_loss(logits, labels)
+    assert float(loss.total) == pytest.approx(_by_hand(logits, labels), rel=1e-6)
+    assert float(loss.per_rank[4]) == 0
+    assert loss.known.tolist() == (labels >= 0).sum(0).tolist()
+
+
+def test_unknown_rows_and_ranks_have_no_gradient(example):
+    logits, labels = example
+    logits = [values.requires_grad_() for values in logits]
+    rank_loss(logits, labels).total.backward()
+    for rank, values in enumerate(logits):
+        unknown = labels[:, rank] < 0
+        assert (values.grad[unknown] == 0).all()
+    assert (logits[4].grad == 0).all()
+    assert any((values.grad != 0).any() for values in logits)
+
+
+def test_parts_of_a_batch_add_up_to_the_whole(example):
+    logits, labels = example
+    known = (labels >= 0).sum(0)
+    whole = rank_loss(logits, labels).total
+    parts = [
+        rank_loss([values[part] for values in logits], labels[part], known).total
+        for part in (slice(0, 2), slice(2, 6))
+    ]
+    assert float(sum(parts)) == pytest.approx(float(whole), rel=1e-6)
+
+
+def test_filler_rows_change_nothing(example):
+    logits, labels = example
+    more = [torch.cat([values, torch.full((3, values.shape[1]), 9.0)]) for values in logits]
+    filled = torch.cat([labels, torch.full((3, 7), -1)])
+    assert float(rank_loss(more, filled).total) == pytest.approx(
+        float(rank_loss(logits, labels).total), rel=1e-6
+    )
+
+
+def test_priors_and_smoothing(example):
+    logits, labels = example
+    priors = [torch.log_softmax(torch.arange(float(v.shape[1])), 0) for v in logits]
+    adjusted = rank_loss(logits, labels, log_priors=priors).total
+    shifted = [values + prior for values, prior in zip(logits, priors, strict=True)]
+    assert float(adjusted) == pytest.approx(_by_hand(shifted, labels), rel=1e-6)
+    assert rank_loss(logits, labels, label_smoothing=0.1).total != rank_loss(logits, labels).total
+
+
+def test_nothing_known_is_zero(example):
+    logits, labels = example
+    assert float(rank_loss(logits, torch.full_like(labels, -1)).total) == 0

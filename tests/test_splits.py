@@ -1,0 +1,55 @@
+"""Splits: equal sequences on one side, classes on both, whole taxa held out."""
+
+import numpy as np
+import pytest
+
+from bioscan_xla.splits import split_rows
+
+
+@pytest.fixture
+def rows():
+    rng = np.random.default_rng(0)
+    sequences = [f"s{n}" for n in rng.integers(0, 300, 500)]
+    genus = {name: int(rng.integers(0, 12)) for name in set(sequences)}
+    labels = np.full((500, 7), -1)
+    labels[:, :5] = 0
+    labels[:, 5] = [genus[name] for name in sequences]
+    return sequences, labels
+
+
+def test_equal_sequences_are_never_on_both_sides(rows):
+    sequences, labels = rows
+    parts = split_rows(sequences, labels, eval_fraction=0.2)
+    side = {}
+    for name, part in zip(sequences, parts.tolist(), strict=True):
+        assert side.setdefault(name, part) == part
+    distinct = list(side.values())
+    assert distinct.count("eval") == pytest.approx(0.2 * len(distinct), abs=2)
+
+
+def test_every_class_stays_in_training(rows):
+    sequences, labels = rows
+    parts = split_rows(sequences, labels, eval_fraction=0.5)
+    assert set(labels[parts == "train", 5]) == set(labels[:, 5])
+    assert len(set(labels[parts == "eval", 5])) > 8
+
+
+def test_single_sequences_stay_in_training():
+    labels = np.full((10, 7), -1)
+    labels[:, 6] = np.arange(10)
+    assert (split_rows([str(n) for n in range(10)], labels, eval_fraction=0.5) == "train").all()
+
+
+def test_whole_taxa_are_novel(rows):
+    sequences, labels = rows
+    parts = split_rows(sequences, labels, novel_rank=5, novel_fraction=0.25)
+    novel = set(labels[parts == "novel", 5])
+    assert len(novel) == 3
+    assert not novel & set(labels[parts != "novel", 5])
+
+
+def test_seeded(rows):
+    sequences, labels = rows
+    one, same, other = (split_rows(sequences, labels, seed=seed) for seed in (1, 1, 2))
+    assert (one == same).all()
+    assert (one != other).any()
