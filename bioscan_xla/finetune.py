@@ -4,6 +4,7 @@
 """
 
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -11,8 +12,24 @@ from typing import Any
 from .command_line import check_keys, parse
 from .config import FinetuneConfig
 from .errors import BioscanError
+from .runtime import choose
 from .taxonomy import RANKS
-from .train import finetune
+
+
+def finetune(config: FinetuneConfig) -> dict[str, Any]:
+    """Run a config; see `train.finetune`."""
+    choose_backend(config.device)
+    from .train import finetune as run
+
+    return run(config)
+
+
+def choose_backend(device: str) -> None:
+    """Tell accelerate, before it is imported, whether it is to use torch_xla.
+
+    It takes every torch_xla that is installed for a device unless it is told not to.
+    """
+    os.environ["USE_TORCH_XLA"] = "1" if choose(device)[0] == "xla" else "0"
 
 
 def run_finetuning_pipeline(

@@ -68,7 +68,8 @@ def _has_tpu() -> bool:
     return named == "TPU" or (not named and any(Path("/dev").glob("accel[0-9]*")))
 
 
-def _choose(name: str) -> tuple[str, str]:
+def choose(name: str) -> tuple[str, str]:
+    """Kind of device that a name means here, and why; nothing is opened."""
     if name not in ("auto", "xla", "cuda", "cpu"):
         raise ConfigError(f"device {name!r} is unknown; choose auto, xla, cuda or cpu")
     if name != "auto":
@@ -92,7 +93,7 @@ def open_device(name: str = "auto", dtype: str | None = None) -> Device:
         ConfigError: an unknown name or dtype.
         DeviceError: the device is not usable here; the message says why.
     """
-    kind, why = _choose(name)
+    kind, why = choose(name)
     if dtype is None:
         dtype = "bfloat16" if kind != "cpu" or _cpu_has_bfloat16() else "float32"
     if dtype not in DTYPES:
@@ -111,6 +112,7 @@ def open_device(name: str = "auto", dtype: str | None = None) -> Device:
 
 
 def _open_xla(dtype: torch.dtype, why: str) -> Device:
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # the compiler warns once a fusion
     try:
         import torch_xla
         import torch_xla.backends

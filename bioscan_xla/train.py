@@ -7,7 +7,6 @@ is killed and started again ends as one that was never interrupted, bit for bit 
 import dataclasses
 import logging
 import math
-import os
 import time
 import uuid
 from datetime import datetime, timezone
@@ -16,6 +15,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, is_torch_xla_available
 from tqdm import tqdm
 
 from . import runtime
@@ -24,7 +25,7 @@ from .checkpoint import Checkpoints, Cursor, register_hooks
 from .classifier import TaxonomyClassifier, initial_log_priors
 from .config import FinetuneConfig
 from .encoder import load_model, resolve_commit
-from .errors import BioscanError, InputError
+from .errors import BioscanError, DeviceError, InputError
 from .evaluation import predict
 from .labels import LabelSpace, learn_labels
 from .lora import attach_adapter, count_parameters
@@ -103,11 +104,12 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
     """Run a config; returns what `run_finetuning_pipeline` returns."""
     started = datetime.now(timezone.utc)
     device = runtime.open_device(config.device, config.dtype)
-    # Accelerate takes an installed torch_xla for a device unless it is told; see runtime.
-    os.environ["USE_TORCH_XLA"] = "1" if device.kind == "xla" else "0"
-    from accelerate import Accelerator
-    from accelerate.utils import broadcast_object_list
-
+    if is_torch_xla_available() != (device.kind == "xla"):
+        wanted = "1" if device.kind == "xla" else "0"
+        raise DeviceError(
+            f"accelerate was imported before the device {device.kind} was chosen; set "
+            f"USE_TORCH_XLA={wanted} in the environment, or start with launch/finetune.py"
+        )
     output = Path(config.output)
     output.mkdir(parents=True, exist_ok=True)
     accelerator = Accelerator(

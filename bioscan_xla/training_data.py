@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 
 _WIDTHS = (128, 256, 384, 512, 768, 1024)  # tokens of a row; the TPU's registers are 128 wide
 _SHORTEST_CROP_BP = 100
+_NO_EXAMPLE = -1
 _COMPLEMENT = str.maketrans("ACGT", "TGCA")
 
 
@@ -214,11 +215,14 @@ def make_batch(
         num_rows = -(-batch_size // num_devices) * num_devices
         batch = fill_rows([[w] for w in windows], num_rows, width, 1, with_runs=False)
     else:
+        if not windows:  # the batch has fewer sequences than there are processes
+            windows = [Window((0, _NO_EXAMPLE), np.zeros(0, np.int32))]
         windows.sort(key=len, reverse=True)
         batch = fill_rows(
             [windows], 1, sum(map(len, windows)), max(1, len(windows)), with_runs=True
         )
     placed = np.full((len(batch.input_ids) * batch.num_segments, len(RANKS)), UNKNOWN, np.int64)
     for at, segment, window in batch.places:
-        placed[at * batch.num_segments + segment] = labels[window.owner[1]]
+        if window.owner[1] != _NO_EXAMPLE:
+            placed[at * batch.num_segments + segment] = labels[window.owner[1]]
     return TrainingBatch(batch, placed, (labels[rows] != UNKNOWN).sum(0), len(rows))

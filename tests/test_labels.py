@@ -16,10 +16,32 @@ def lineage(text):
 
 @pytest.mark.parametrize(
     "text",
-    [None, "", "  ", "NA", "n/a", "none", "-", "unknown", "Unassigned", "unclassified Bacteria",
-     "uncultured bacterium", "unidentified", "Osedax sp.", "Osedax sp. MB3", "Osedax spp.",
-     "Osedax cf. rubiplumus", "Riftia aff. pachyptila", "SAR11 clade", "Clade 3", "g__",
-     "environmental samples", "marine metagenome", "Bilateria incertae sedis", "sp."],
+    [
+        None,
+        "",
+        "  ",
+        "NA",
+        "n/a",
+        "none",
+        "-",
+        "unknown",
+        "Unassigned",
+        "unclassified Bacteria",
+        "uncultured bacterium",
+        "unidentified",
+        "Osedax sp.",
+        "Osedax sp. MB3",
+        "Osedax spp.",
+        "Osedax cf. rubiplumus",
+        "Riftia aff. pachyptila",
+        "SAR11 clade",
+        "Clade 3",
+        "g__",
+        "environmental samples",
+        "marine metagenome",
+        "Bilateria incertae sedis",
+        "sp.",
+    ],
 )
 def test_no_name(text):
     assert known_name(text) is None
@@ -27,9 +49,15 @@ def test_no_name(text):
 
 @pytest.mark.parametrize(
     ("text", "name"),
-    [("Annelida", "Annelida"), (" Osedax  rubiplumus ", "Osedax rubiplumus"),
-     ("g__Osedax", "Osedax"), ("Osedax_rubiplumus", "Osedax rubiplumus"),
-     ("Sparidae", "Sparidae"), ("Nanomia", "Nanomia"), ("Cfaria", "Cfaria")],
+    [
+        ("Annelida", "Annelida"),
+        (" Osedax  rubiplumus ", "Osedax rubiplumus"),
+        ("g__Osedax", "Osedax"),
+        ("Osedax_rubiplumus", "Osedax rubiplumus"),
+        ("Sparidae", "Sparidae"),
+        ("Nanomia", "Nanomia"),
+        ("Cfaria", "Cfaria"),
+    ],
 )
 def test_names(text, name):
     assert known_name(text) == name
@@ -46,8 +74,11 @@ def test_rare_classes_still_count_above():
 
 
 def test_homonyms_are_two_classes_and_reported_with_rows():
-    rows = [lineage("Animalia;Cnidaria;;;;Morus"), lineage("Plantae;Rosids;;;;Morus"),
-            lineage("Animalia;Cnidaria;;;;Other")]
+    rows = [
+        lineage("Animalia;Cnidaria;;;;Morus"),
+        lineage("Plantae;Rosids;;;;Morus"),
+        lineage("Animalia;Cnidaria;;;;Other"),
+    ]
     space, conflicts = learn_labels(rows)
     assert space.num_classes[5] == 3
     (conflict,) = conflicts
@@ -81,7 +112,8 @@ def test_parents_and_order_are_stable():
 def test_names_not_learned_are_unknown():
     space, _ = learn_labels([lineage("A;B")])
     assert space.encode([lineage("A;Q;C"), lineage("unclassified;B")]).tolist() == [
-        [0] + [UNKNOWN] * 6, [UNKNOWN, 0] + [UNKNOWN] * 5
+        [0] + [UNKNOWN] * 6,
+        [UNKNOWN, 0] + [UNKNOWN] * 5,
     ]
 
 
@@ -97,7 +129,13 @@ def test_saved_and_loaded(tmp_path):
 def test_qiime_lineage():
     text = "k__Animalia; p__Annelida; c__; o__Sabellida; f__Siboglinidae; g__Osedax; s__"
     assert split_ranked(text) == (
-        "Animalia", "Annelida", None, "Sabellida", "Siboglinidae", "Osedax", None
+        "Animalia",
+        "Annelida",
+        None,
+        "Sabellida",
+        "Siboglinidae",
+        "Osedax",
+        None,
     )
     assert split_ranked("d__Eukaryota;p__X")[0] == "Eukaryota"
     assert split_ranked("Animalia;Annelida")[:2] == ("Animalia", "Annelida")

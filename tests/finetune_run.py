@@ -1,0 +1,35 @@
+"""Run by test_train.py in processes of its own: fine-tunes with options given as JSON.
+
+Arguments: JSON of FinetuneConfig fields. With KILL_AT=n in the environment the process kills
+itself with -9 at update n, in the middle of an epoch. Prints the result as one JSON line.
+"""
+
+import json
+import os
+import signal
+import sys
+
+from bioscan_xla.config import FinetuneConfig
+from bioscan_xla.finetune import choose_backend
+
+
+def main():
+    config = FinetuneConfig(**json.loads(sys.argv[1]))
+    choose_backend(config.device)
+    from bioscan_xla import train
+
+    kill_at = int(os.environ.get("KILL_AT", "0"))
+    if kill_at:
+        step = train._Loop._step
+
+        def until(self, *arguments):
+            if self.cursor.updates >= kill_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+            step(self, *arguments)
+
+        train._Loop._step = until
+    print(json.dumps(train.finetune(config)))
+
+
+if __name__ == "__main__":
+    main()

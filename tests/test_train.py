@@ -1,0 +1,323 @@
+"""Training: what it changes, that it resumes exactly, and that every way of running agrees."""
+
+import importlib.util
+import json
+import logging
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+import bioscan_xla
+from bioscan_xla import train
+from bioscan_xla.config import FinetuneConfig
+from bioscan_xla.embed import run_embedding_pipeline
+from bioscan_xla.errors import ConfigError, InputError
+from bioscan_xla.finetune import run_finetuning_pipeline
+from bioscan_xla.sample import write_sample
+from bioscan_xla.taxonomy import RANKS
+from bioscan_xla.tokens import load_tokenizer
+from bioscan_xla.train import finetune, prepare_data
+
+from .conftest import ROOT, run_python
+
+needs_xla = pytest.mark.skipif(
+    importlib.util.find_spec("torch_xla") is None, reason="torch_xla is not installed"
+)
+
+
+@pytest.fixture(scope="module")
+def sample(tmp_path_factory):
+    path = tmp_path_factory.mktemp("sample") / "sample.parquet"
+    write_sample(path, 60)
+    return str(path)
+
+
+@pytest.fixture
+def options(sample, model_folder, tmp_path):
+    return {
+        "train": sample,
+        "model": model_folder,
+        "output": str(tmp_path / "out"),
+        "device": "cpu",
+        "dtype": "float32",
+        "num_epochs": 2,
+        "batch_size": 8,
+        "eval_fraction": 0.2,
+        "learning_rate": 1e-3,
+        "min_sequences": 1,
+    }
+
+
+def trained(folder):
+    """All trained weights of a model folder."""
+    folder = Path(folder)
+    return load_file(folder / "adapter/adapter_model.safetensors") | load_file(
+        folder / "heads.safetensors"
+    )
+
+
+def difference(a, b):
+    """Largest difference between two sets of weights."""
+    a, b = trained(a), trained(b)
+    assert a.keys() == b.keys()
+    return max(float((a[name] - b[name]).abs().max()) for name in a)
+
+
+def run(options, env=None, check=True, launcher=()):
+    """Fine-tune in a process of its own."""
+    words = [*launcher, "-m", "tests.finetune_run", json.dumps(options)]
+    return run_python(*words, env=env, check=check, cwd=ROOT)
+
+
+def test_what_is_left_behind(options, tmp_path):
+    data_path, folder = options.pop("train"), options.pop("output")
+    result = run_finetuning_pipeline(data_path, folder, use_wandb=False, **options)
+    for key in ("start_time", "end_time", "total_loss", "epoch_1_loss", "epoch_2_loss"):
+        assert result[key]
+    assert result["num_epochs"] == 2
+    assert result["epoch_2_loss"] < result["epoch_1_loss"]
+    assert set(result["evaluation"]) >= {"kingdom/accuracy", "mean_accuracy", "inconsistent"}
+    folder = Path(result["model_path"])
+    names = {path.name for path in folder.iterdir()}
+    assert names >= {
+        "adapter",
+        "heads.safetensors",
+        "labels.json",
+        "config.yaml",
+        "metrics.json",
+        "metrics.jsonl",
+        "README.md",
+        "curves.png",
+        "confusion.png",
+        "split.csv",
+    }
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [1, 2]
+    assert "kingdom" in (folder / "README.md").read_text()
+    assert FinetuneConfig(**yaml.safe_load((folder / "config.yaml").read_text())).rank == 16
+    assert all(np.isfinite(v).all() for v in map(torch.Tensor.numpy, trained(folder).values()))
+
+    # A fresh process needs nothing but PEFT and safetensors.
+    code = (
+        "import sys; from peft import PeftModel; from safetensors.torch import load_file;"
+        "from transformers import EsmModel;"
+        "base = EsmModel.from_pretrained(sys.argv[2], add_pooling_layer=False);"
+        "model = PeftModel.from_pretrained(base, sys.argv[1] + '/adapter');"
+        "print(len(load_file(sys.argv[1] + '/heads.safetensors')),"
+        " sum('lora' in n for n, _ in model.named_parameters()), 'bioscan_xla' in sys.modules)"
+    )
+    result = run_python("-c", code, folder, options["model"])
+    assert result.stdout.split() == ["28", "8", "False"]  # 7 heads x 4; 2 layers x q, v x A, B
+
+    # Embedding takes the folder, and the table knows which adapter it was.
+    made = run_embedding_pipeline(
+        data_path,
+        str(tmp_path / "db"),
+        model=options["model"],
+        adapter=str(folder),
+        device="cpu",
+        dtype="float32",
+    )
+    assert made["fingerprint"]["adapter_hash"]
+
+
+def test_loaded_classifier_on_hugging_face_input_equals_training(options):
+    finetune(FinetuneConfig(**options))
+    classifier = bioscan_xla.load_classifier(options["output"], "cpu", "float32")
+    data = prepare_data(FinetuneConfig(**options))
+    sequences = [text for text in data.eval.sequences if len(text) < 3000][:5]
+    inputs = load_tokenizer()(sequences, padding=True, return_tensors="pt")
+    with torch.inference_mode():
+        logits = classifier(inputs["input_ids"], attention_mask=inputs["attention_mask"])
+    assert [len(values) for values in logits] == [5] * 7
+    from bioscan_xla.evaluation import predict
+    from bioscan_xla.runtime import open_device
+
+    wanted, _ = predict(classifier, open_device("cpu", "float32"), sequences, 1000)
+    for values, probabilities in zip(logits, wanted, strict=True):
+        got = torch.softmax(values, -1).numpy()[:, : probabilities.shape[1]]
+        np.testing.assert_allclose(got, probabilities, atol=1e-5)
+
+
+def test_gradients_reach_only_adapter_and_heads(options, monkeypatch):
+    seen = {}
+    update = train._Loop._update
+
+    def spy(self):
+        for name, parameter in self.model.named_parameters():
+            seen.setdefault(name, parameter.grad is not None)
+        return update(self)
+
+    monkeypatch.setattr(train._Loop, "_update", spy)
+    finetune(FinetuneConfig(**options | {"num_epochs": 1}))
+    with_gradient = {name for name, has in seen.items() if has}
+    assert with_gradient == {n for n in seen if "lora_" in n or n.startswith("heads.")}
+    assert len(with_gradient) == 8 + 28
+
+
+def test_killed_and_resumed_equals_uninterrupted(options, tmp_path):
+    whole = options | {"output": str(tmp_path / "whole")}
+    broken = options | {"output": str(tmp_path / "broken"), "checkpoint_minutes": 1e-9}
+    first = json.loads(run(whole).stdout.splitlines()[-1])
+    for kill_at in (3, 5, 9):  # in the first and in the second epoch
+        killed = run(broken, env={"KILL_AT": str(kill_at)}, check=False)
+        assert killed.returncode == -signal.SIGKILL
+    second = json.loads(run(broken).stdout.splitlines()[-1])
+    assert difference(whole["output"], broken["output"]) == 0
+    assert second["epoch_1_loss"] == first["epoch_1_loss"]
+    assert second["epoch_2_loss"] == first["epoch_2_loss"]
+    assert second["evaluation"] == first["evaluation"]
+    lines = [Path(o["output"], "metrics.jsonl").read_text() for o in (whole, broken)]
+    assert lines[0] == lines[1]
+
+
+def test_a_finished_run_has_nothing_to_do(options):
+    first = finetune(FinetuneConfig(**options))
+    again = finetune(FinetuneConfig(**options))
+    assert again["epoch_2_loss"] == first["epoch_2_loss"]
+    assert again["evaluation"] == first["evaluation"]
+
+
+def test_a_checkpoint_of_another_run_is_refused(options):
+    finetune(FinetuneConfig(**options))
+    with pytest.raises(ConfigError, match=r"learning_rate: the checkpoint has 0\.001, this run"):
+        finetune(FinetuneConfig(**options | {"learning_rate": 5e-4}))
+
+
+def test_sigterm_saves_and_says_so(options):
+    options |= {"num_epochs": 200}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.finetune_run", json.dumps(options)],
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    history = Path(options["output"], "metrics.jsonl")
+    while not history.exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    output, errors = process.communicate(timeout=60)
+    assert json.loads(output.splitlines()[-1])["interrupted"] == signal.SIGTERM, errors
+    assert list(Path(options["output"], "checkpoints").glob("step_*"))
+
+
+def test_checkpointing_does_not_change_numbers(options, tmp_path):
+    for name, on in (("plain", False), ("again", True)):
+        finetune(
+            FinetuneConfig(
+                **options | {"output": str(tmp_path / name), "gradient_checkpointing": on}
+            )
+        )
+    assert difference(tmp_path / "plain", tmp_path / "again") < 1e-6
+
+
+def test_accumulation_equals_one_large_batch(options, tmp_path):
+    same = {"dropout": 0.0, "num_epochs": 1, "eval_fraction": 0.0}
+    data = prepare_data(FinetuneConfig(**options | same))
+    # Two batches of four of one width against one of eight need equal counts at each rank.
+    assert (data.train_labels >= 0).all()
+    for name, more in (
+        ("large", {"batch_size": 64}),
+        ("small", {"batch_size": 64, "accumulate": 1}),
+    ):
+        finetune(FinetuneConfig(**options | same | more | {"output": str(tmp_path / name)}))
+    assert difference(tmp_path / "large", tmp_path / "small") == 0
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one(options, tmp_path):
+    same = options | {"dropout": 0.0, "num_epochs": 1}
+    one, two = (same | {"output": str(tmp_path / name)} for name in ("one", "two"))
+    run(one)
+    launcher = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29517")
+    run(two, env={"USE_TORCH_XLA": "0", "ACCELERATE_USE_CPU": "true"}, launcher=launcher)
+    assert difference(one["output"], two["output"]) < 2e-6
+
+
+@pytest.mark.slow
+@pytest.mark.xla
+@needs_xla
+def test_eight_device_mesh_equals_plain_cpu(options, tmp_path):
+    same = options | {"dropout": 0.0, "num_epochs": 2, "gradient_checkpointing": False}
+    plain = same | {"output": str(tmp_path / "plain")}
+    mesh = same | {"output": str(tmp_path / "mesh"), "device": "xla"}
+    first = json.loads(run(plain).stdout.splitlines()[-1])
+    env = {"PJRT_DEVICE": "CPU", "CPU_NUM_DEVICES": "8"}
+    second = json.loads(run(mesh, env=env).stdout.splitlines()[-1])
+    for epoch in (1, 2):
+        key = f"epoch_{epoch}_loss"
+        assert second[key] == pytest.approx(first[key], rel=1e-4)
+    assert difference(plain["output"], mesh["output"]) < 1e-3
+    assert second["compiles"] > 0
+
+
+def test_gradient_that_is_not_finite_is_left_out_then_stops(options, monkeypatch, caplog):
+    backward = train._Loop._backward
+    bad = {2}
+
+    def spoil(self, *arguments):
+        backward(self, *arguments)
+        if self.cursor.updates in bad:
+            self.trained[0].grad.fill_(float("nan"))
+
+    monkeypatch.setattr(train._Loop, "_backward", spoil)
+    result = finetune(FinetuneConfig(**options))
+    assert result["skipped_updates"] == 1
+    assert np.isfinite(result["total_loss"])
+    bad.update(range(100))
+    with pytest.raises(train.TrainingStopped, match="3 times in a row"):
+        finetune(FinetuneConfig(**options | {"output": options["output"] + "2"}))
+    assert caplog.text.count("not finite") >= 4
+
+
+def test_taxonomy_tsv_is_joined_by_id(options, tmp_path):
+    fasta, tsv = tmp_path / "a.fasta", tmp_path / "taxonomy.tsv"
+    letters = np.array(list("ACGT"))
+    rng = np.random.default_rng(0)
+    fasta.write_text("".join(f">s{n}\n{''.join(rng.choice(letters, 80))}\n" for n in range(12)))
+    tsv.write_text(
+        "Feature ID\tTaxon\n"
+        + "".join(
+            f"s{n}\tk__Animalia; p__{'Annelida' if n % 2 else 'Cnidaria'}\n" for n in range(12)
+        )
+    )
+    config = FinetuneConfig(**options | {"train": str(fasta), "taxonomy": str(tsv)})
+    assert prepare_data(config).space.names(1) == ["Annelida", "Cnidaria"]
+    with pytest.raises(InputError, match="no sequence has a name"):
+        prepare_data(FinetuneConfig(**options | {"train": str(fasta)}))
+
+
+def test_offline_tracker_runs_and_a_broken_one_does_not_stop(
+    options, tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    assert finetune(FinetuneConfig(**options | {"tracker": "wandb", "num_epochs": 1}))
+    assert list(tmp_path.rglob("*.wandb"))
+    monkeypatch.setattr("wandb.init", lambda **_: 1 / 0)
+    with caplog.at_level(logging.WARNING):
+        finetune(
+            FinetuneConfig(
+                **options | {"tracker": "wandb", "num_epochs": 1, "output": str(tmp_path / "b")}
+            )
+        )
+    assert "tracker failed" in caplog.text
+
+
+def test_novel_taxa_are_held_out(options):
+    config = FinetuneConfig(**options | {"novel_rank": "genus", "novel_fraction": 0.2})
+    data = prepare_data(config)
+    novel = {name for name, part in data.split if part == "novel"}
+    assert novel
+    assert not novel & {*data.train.ids, *data.eval.ids}
+    assert len(RANKS) == data.train_labels.shape[1]
