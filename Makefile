@@ -1,4 +1,4 @@
-# make demo: embed the built-in sample with the built-in model.   make test: run the tests.
+# make demo: embed the built-in sample, then fine-tune on it.   make test: run the tests.
 # Both set up their own virtual environment first; a second run installs nothing.
 
 PYTHON ?= python3
@@ -11,8 +11,11 @@ SOURCES := pyproject.toml setup.cfg
 demo: $(VENV)/installed
 	$(BIN)/python -m bioscan_xla.sample demo
 	$(BIN)/python -m bioscan_xla.embed --config configs/embed_demo.yaml
+	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no \
+		--dynamo_backend no launch/finetune.py --config configs/finetune_demo.yaml
 	@echo
-	@echo "The table is in demo/embeddings.db. Find the nearest relatives of new sequences:"
+	@echo "The table is in demo/embeddings.db, a classifier in demo/classifier (see its README.md)."
+	@echo "Find the nearest relatives of new sequences:"
 	@echo
 	@echo "    $(BIN)/python -m bioscan_xla.search --db demo/embeddings.db demo/query.fasta -k 3"
 

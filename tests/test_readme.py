@@ -1,9 +1,13 @@
 """Every command of the README runs, on the built-in sample."""
 
+import json
 import re
 import shlex
 
 import pytest
+
+from bioscan_xla.labels import LabelSpace
+from bioscan_xla.taxonomy import RANKS
 
 from .conftest import ROOT, run_python
 
@@ -12,7 +16,7 @@ COMMANDS = [
     line.split("#")[0].strip()
     for block in BLOCKS
     for line in block.splitlines()
-    if re.match(r"(\.venv/bin/)?python -m bioscan_xla", line)
+    if re.match(r"(\.venv/bin/)?python -m bioscan_xla", line) and "--adapter" not in line
 ]
 
 
@@ -53,6 +57,21 @@ def test_command(command, workplace):
     assert result.stdout
 
 
+def test_finetune_command(workplace):
+    """The demo of fine-tuning: in minutes, well above chance at every rank."""
+    (command,) = [
+        line for block in BLOCKS for line in block.splitlines() if "launch/finetune.py" in line
+    ]
+    words = [str(ROOT / w) if w.startswith(("configs/", "launch/")) else w for w in command.split()]
+    assert words[:2] == ["accelerate", "launch"]
+    run_python("-m", "accelerate.commands.launch", *words[2:], cwd=workplace)
+    metrics = json.loads((workplace / "demo/classifier/metrics.json").read_text())["evaluation"]
+    space = LabelSpace.load(workplace / "demo/classifier/labels.json")
+    for rank, counts in zip(RANKS, space.counts, strict=True):
+        chance = max(counts) / sum(counts)
+        assert metrics[f"{rank}/accuracy"] > min(0.99, 2 * chance), rank
+
+
 def test_python_example(workplace):
     (block,) = [block for block in BLOCKS if "run_embedding_pipeline(" in block]
     block = block.replace("max_sequences=1000", "max_sequences=50, model='demo/model'")
@@ -65,6 +84,7 @@ def test_demo_of_the_makefile(workplace):
     recipe = (ROOT / "Makefile").read_text().split("\ndemo: ")[1].split("\n\n")[0]
     lines = re.findall(r"python (-m bioscan_xla\S* .*)", recipe)
     assert len(lines) == 3
+    assert "launch/finetune.py --config configs/finetune_demo.yaml" in recipe
     for line in lines:
         words = shlex.split(line.rstrip('"'))
         words = [str(ROOT / w) if w.startswith("configs/") else w for w in words]
