@@ -249,6 +249,12 @@ class FinetuneConfig:
     patience: int | None = None
     """Stop after this many epochs without a better mean accuracy; by default never."""
 
+    save_merged: bool = False
+    """Also save the base with the adapter merged in, in `merged/`."""
+
+    push_to_hub: str | None = None
+    """Hub repository that gets the finished folder (token from HF_TOKEN)."""
+
     tracker: str = "none"
     """none, wandb (key from WANDB_API_KEY) or tensorboard."""
 

@@ -1,8 +1,10 @@
 """The folder that fine-tuning leaves: adapter, heads, labels, config, metrics, report."""
 
+import copy
 import csv
 import dataclasses
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,9 @@ from .classifier import TaxonomyClassifier
 from .config import FinetuneConfig
 from .labels import LabelSpace
 from .report import draw_confusion, draw_curves, draw_vectors, write_card
+from .tokens import save_tokenizer
+
+log = logging.getLogger(__name__)
 
 
 class History:
@@ -79,6 +84,11 @@ def write_model_folder(
         writer.writerows(split)
     write_card(folder, config, space, result["evaluation"], facts)
     draw_curves(folder / "curves.png", history)
+    if config.save_merged:
+        # A copy: merging changes the layers that the classifier goes on using.
+        merged = copy.deepcopy(classifier.encoder).cpu().merge_and_unload()  # type: ignore[operator]
+        merged.save_pretrained(folder / "merged")
+        save_tokenizer(folder / "merged")
     probabilities, truth, vectors = evaluated
     if len(truth):
         predicted = np.stack(
@@ -86,3 +96,22 @@ def write_model_folder(
         )
         draw_confusion(folder / "confusion.png", predicted, truth, space)
         draw_vectors(folder / "vectors.png", vectors, truth[:, 1], space.names(1))
+
+
+def push_to_hub(folder: str, repository: str) -> None:
+    """Upload a model folder without its checkpoints; a failure is only warned of.
+
+    The token comes from the environment (HF_TOKEN).
+    """
+    from huggingface_hub import HfApi
+
+    try:
+        api = HfApi()
+        api.create_repo(repository, exist_ok=True)
+        api.upload_folder(
+            folder_path=folder, repo_id=repository, ignore_patterns=["checkpoints/**", "wandb/**"]
+        )
+    except (OSError, ValueError) as error:
+        log.warning(
+            "%s could not be uploaded to %s (%s); it is whole here", folder, repository, error
+        )

@@ -68,3 +68,17 @@ def expected(model_folder, sequences):
 def cosine(a, b):
     """Cosine of each pair of rows."""
     return (a * b).sum(-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1)
+
+
+@pytest.fixture
+def offline_wandb(tmp_path, monkeypatch):
+    """The real Weights & Biases client, offline, writing under the returned folder."""
+    import wandb
+
+    wandb.teardown()  # its service keeps the settings of the run before
+    folder = tmp_path / "wandb-offline"
+    folder.mkdir()
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_DIR", str(folder))
+    yield folder
+    wandb.teardown()

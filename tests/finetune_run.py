@@ -16,18 +16,18 @@ from bioscan_xla.finetune import choose_backend
 def main():
     config = FinetuneConfig(**json.loads(sys.argv[1]))
     choose_backend(config.device)
-    from bioscan_xla import train
+    from bioscan_xla import train, training_loop
 
     kill_at = int(os.environ.get("KILL_AT", "0"))
     if kill_at:
-        step = train._Loop._step
+        step = training_loop.Loop._step
 
         def until(self, *arguments):
             if self.cursor.updates >= kill_at:
                 os.kill(os.getpid(), signal.SIGKILL)
             step(self, *arguments)
 
-        train._Loop._step = until
+        training_loop.Loop._step = until
     print(json.dumps(train.finetune(config)))
 
 

@@ -5,16 +5,16 @@ import logging
 from bioscan_xla.tracking import Tracker
 
 
-def test_offline_run_is_written_without_the_key(tmp_path, monkeypatch, caplog):
+def test_offline_run_is_written_without_the_key(offline_wandb, monkeypatch, caplog):
     key = "0123456789abcdef0123456789abcdef01234567"
-    monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_API_KEY", key)
-    monkeypatch.chdir(tmp_path)
     with caplog.at_level(logging.DEBUG):
         tracker = Tracker(True, "tests", {"model": "small"})
         tracker.log({"embed/sequences": 5}, [1.0, 2.0])
         tracker.finish()
-    written = [path for path in tmp_path.rglob("*") if path.is_file() and not path.is_symlink()]
+    written = [
+        path for path in offline_wandb.rglob("*") if path.is_file() and not path.is_symlink()
+    ]
     assert any(path.suffix == ".wandb" for path in written)
     assert all(key.encode() not in path.read_bytes() for path in written)
     assert key not in caplog.text

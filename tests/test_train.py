@@ -16,7 +16,7 @@ import yaml
 from safetensors.torch import load_file
 
 import bioscan_xla
-from bioscan_xla import train
+from bioscan_xla import training_loop
 from bioscan_xla.config import FinetuneConfig
 from bioscan_xla.embed import run_embedding_pipeline
 from bioscan_xla.errors import ConfigError, InputError
@@ -149,14 +149,14 @@ def test_loaded_classifier_on_hugging_face_input_equals_training(options):
 
 def test_gradients_reach_only_adapter_and_heads(options, monkeypatch):
     seen = {}
-    update = train._Loop._update
+    update = training_loop.Loop._update
 
     def spy(self):
         for name, parameter in self.model.named_parameters():
             seen.setdefault(name, parameter.grad is not None)
         return update(self)
 
-    monkeypatch.setattr(train._Loop, "_update", spy)
+    monkeypatch.setattr(training_loop.Loop, "_update", spy)
     finetune(FinetuneConfig(**options | {"num_epochs": 1}))
     with_gradient = {name for name, has in seen.items() if has}
     assert with_gradient == {n for n in seen if "lora_" in n or n.startswith("heads.")}
@@ -261,7 +261,7 @@ def test_eight_device_mesh_equals_plain_cpu(options, tmp_path):
 
 
 def test_gradient_that_is_not_finite_is_left_out_then_stops(options, monkeypatch, caplog):
-    backward = train._Loop._backward
+    backward = training_loop.Loop._backward
     bad = {2}
 
     def spoil(self, *arguments):
@@ -269,12 +269,12 @@ def test_gradient_that_is_not_finite_is_left_out_then_stops(options, monkeypatch
         if self.cursor.updates in bad:
             self.trained[0].grad.fill_(float("nan"))
 
-    monkeypatch.setattr(train._Loop, "_backward", spoil)
+    monkeypatch.setattr(training_loop.Loop, "_backward", spoil)
     result = finetune(FinetuneConfig(**options))
     assert result["skipped_updates"] == 1
     assert np.isfinite(result["total_loss"])
     bad.update(range(100))
-    with pytest.raises(train.TrainingStopped, match="3 times in a row"):
+    with pytest.raises(training_loop.TrainingStopped, match="3 times in a row"):
         finetune(FinetuneConfig(**options | {"output": options["output"] + "2"}))
     assert caplog.text.count("not finite") >= 4
 
@@ -297,12 +297,10 @@ def test_taxonomy_tsv_is_joined_by_id(options, tmp_path):
 
 
 def test_offline_tracker_runs_and_a_broken_one_does_not_stop(
-    options, tmp_path, monkeypatch, caplog
+    options, tmp_path, offline_wandb, monkeypatch, caplog
 ):
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
     assert finetune(FinetuneConfig(**options | {"tracker": "wandb", "num_epochs": 1}))
-    assert list(tmp_path.rglob("*.wandb"))
+    assert list(offline_wandb.rglob("*.wandb"))
     monkeypatch.setattr("wandb.init", lambda **_: 1 / 0)
     with caplog.at_level(logging.WARNING):
         finetune(
@@ -320,3 +318,27 @@ def test_novel_taxa_are_held_out(options):
     assert novel
     assert not novel & {*data.train.ids, *data.eval.ids}
     assert len(RANKS) == data.train_labels.shape[1]
+
+
+def test_merged_weights_and_upload(options, monkeypatch):
+    uploads = []
+    monkeypatch.setattr("huggingface_hub.HfApi.create_repo", lambda *a, **k: None)
+    monkeypatch.setattr(
+        "huggingface_hub.HfApi.upload_folder", lambda self, **options: uploads.append(options)
+    )
+    finetune(FinetuneConfig(**options | {"save_merged": True, "push_to_hub": "lab/model"}))
+    (upload,) = uploads
+    assert (upload["repo_id"], upload["folder_path"]) == ("lab/model", options["output"])
+    assert "checkpoints/**" in upload["ignore_patterns"]
+
+    from bioscan_xla.encoder import load_encoder
+    from bioscan_xla.inference import embed_sequences
+    from bioscan_xla.runtime import open_device
+
+    device = open_device("cpu", "float32")
+    merged = load_encoder(f"{options['output']}/merged", device=device)
+    adapted = load_encoder(options["model"], device=device, adapter=options["output"])
+    texts = ["ACGTTGCATG" * 9, "GGATCCATTA" * 20]
+    np.testing.assert_allclose(
+        embed_sequences(merged, texts), embed_sequences(adapted, texts), atol=1e-5
+    )

@@ -61,21 +61,21 @@ def _config(folder, output, **more):
 
 def train_ours(folder, output):
     """Seconds of the epoch."""
-    from bioscan_xla import train
+    from bioscan_xla import training_loop
 
     seconds = []
-    run_epoch = train._Loop.run_epoch
+    run_epoch = training_loop.Loop.run_epoch
 
     def timed(self, stop):
         start = time.perf_counter()
         run_epoch(self, stop)
         seconds.append(time.perf_counter() - start)
 
-    train._Loop.run_epoch = timed
+    training_loop.Loop.run_epoch = timed
     try:
         finetune(_config(folder, output))
     finally:
-        train._Loop.run_epoch = run_epoch
+        training_loop.Loop.run_epoch = run_epoch
     return seconds[0]
 
 
