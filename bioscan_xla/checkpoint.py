@@ -16,9 +16,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from .config import FinetuneConfig
 from .errors import ConfigError
 from .labels import LabelSpace
+from .training_config import FinetuneConfig
 
 log = logging.getLogger(__name__)
 

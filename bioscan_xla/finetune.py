@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from .command_line import check_keys, parse
-from .config import FinetuneConfig
 from .errors import BioscanError
 from .runtime import choose
 from .taxonomy import RANKS
+from .training_config import FinetuneConfig
 
 
 def finetune(config: FinetuneConfig) -> dict[str, Any]:
@@ -54,7 +54,7 @@ def run_finetuning_pipeline(
         learning_rate: peak.
         use_wandb: report to Weights & Biases; a failure there never stops training.
         wandb_project: where.
-        **options: any other field of `bioscan_xla.config.FinetuneConfig`.
+        **options: any other field of `bioscan_xla.training_config.FinetuneConfig`.
 
     Returns:
         `start_time`, `end_time` (ISO 8601), `total_loss` (mean over the epochs), `num_epochs`,

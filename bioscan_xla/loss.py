@@ -33,6 +33,8 @@ def rank_loss(
     weights: Sequence[float] = RANK_WEIGHTS,
     label_smoothing: float = 0.0,
     log_priors: Sequence[torch.Tensor] | None = None,
+    parents: Sequence[torch.Tensor] | None = None,
+    consistency: float = 0.0,
 ) -> RankLoss:
     """Rank-weighted cross-entropy.
 
@@ -48,6 +50,8 @@ def rank_loss(
         label_smoothing: share of the target spread over all classes.
         log_priors: for each rank (classes,): added to the logits in training, so that rare classes
             are not forgotten.
+        parents: for each rank (classes,) the class above, -1 where unknown; for `consistency`.
+        consistency: weight of a term that draws ranks together: see `rank_disagreement`.
 
     Reference: logit adjustment after Menon et al. (2021), https://arxiv.org/abs/2007.07314
     """
@@ -66,4 +70,33 @@ def rank_loss(
     rank_weights = torch.tensor(weights, device=labels.device, dtype=torch.float32)
     rank_weights = torch.where(known > 0, rank_weights, 0.0)
     total = (rank_weights * per_rank).sum() / rank_weights.sum().clamp(min=1e-6)
+    if consistency and parents is not None:
+        total = total + consistency * rank_disagreement(logits, labels, known, parents)
     return RankLoss(total, per_rank.detach(), known)
+
+
+def rank_disagreement(
+    logits: Sequence[torch.Tensor],
+    labels: torch.Tensor,
+    known: torch.Tensor,
+    parents: Sequence[torch.Tensor],
+) -> torch.Tensor:
+    """How far each rank's head is from what the head below it says of the same rank.
+
+    The mean over the ranks but the lowest of KL(p_r || q_r): p_r is the head's distribution,
+    q_r(c) the sum of the next head's probabilities over the children of c. Rows count where the
+    child is known. It is 0 where all heads agree.
+    """
+    terms = []
+    for rank in range(1, len(logits)):
+        parent = parents[rank]
+        if not len(parent):
+            continue
+        upper = torch.log_softmax(logits[rank - 1], -1)
+        children = torch.softmax(logits[rank], -1) * (parent >= 0)
+        implied = torch.zeros_like(upper).index_add(1, parent.clamp(min=0), children)
+        implied = implied / implied.sum(-1, keepdim=True).clamp(min=1e-6)
+        distance = (upper.exp() * (upper - implied.clamp(min=1e-6).log())).sum(-1)
+        counted = torch.where(labels[:, rank] >= 0, distance, 0.0).sum()
+        terms.append(counted / known[rank].clamp(min=1))
+    return torch.stack(terms).mean() if terms else torch.zeros((), device=labels.device)

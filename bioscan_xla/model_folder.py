@@ -15,10 +15,10 @@ from safetensors.torch import save_file
 
 from .checkpoint import trainable_state
 from .classifier import TaxonomyClassifier
-from .config import FinetuneConfig
 from .labels import LabelSpace
 from .report import draw_confusion, draw_curves, draw_vectors, write_card
 from .tokens import save_tokenizer
+from .training_config import FinetuneConfig
 
 log = logging.getLogger(__name__)
 

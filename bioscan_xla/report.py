@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from .config import FinetuneConfig
 from .labels import UNKNOWN, LabelSpace
 from .taxonomy import RANKS
+from .training_config import FinetuneConfig
 
 _LICENCES = {"InstaDeepAI/nucleotide-transformer": "cc-by-nc-sa-4.0"}
 _MOST_CLASSES = 30

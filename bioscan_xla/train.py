@@ -21,7 +21,6 @@ from . import runtime
 from .batches import FIRST_POSITION
 from .checkpoint import Checkpoints, Cursor, register_hooks
 from .classifier import TaxonomyClassifier
-from .config import FinetuneConfig
 from .encoder import load_model, resolve_commit
 from .errors import DeviceError, InputError
 from .evaluation import predict
@@ -35,6 +34,7 @@ from .stopping import stop_on_signal
 from .taxonomy import RANKS
 from .tokens import tokenize
 from .tracking import TrainingTracker
+from .training_config import FinetuneConfig
 from .training_data import plan_epoch, read_examples
 from .training_loop import Data, Loop
 

@@ -18,13 +18,13 @@ from tqdm import tqdm
 from . import runtime
 from .checkpoint import Checkpoints, Cursor
 from .classifier import initial_log_priors
-from .config import FinetuneConfig
 from .errors import BioscanError
 from .labels import LabelSpace
 from .loss import rank_loss
 from .model_folder import History
 from .taxonomy import RANKS
 from .tracking import TrainingTracker
+from .training_config import FinetuneConfig
 from .training_data import Augmentation, Examples, make_batch, plan_epoch
 
 log = logging.getLogger(__name__)

@@ -9,8 +9,8 @@ import os
 import signal
 import sys
 
-from bioscan_xla.config import FinetuneConfig
 from bioscan_xla.finetune import choose_backend
+from bioscan_xla.training_config import FinetuneConfig
 
 
 def main():

@@ -17,7 +17,6 @@ from safetensors.torch import load_file
 
 import bioscan_xla
 from bioscan_xla import training_loop
-from bioscan_xla.config import FinetuneConfig
 from bioscan_xla.embed import run_embedding_pipeline
 from bioscan_xla.errors import ConfigError, InputError
 from bioscan_xla.finetune import run_finetuning_pipeline
@@ -25,6 +24,7 @@ from bioscan_xla.sample import write_sample
 from bioscan_xla.taxonomy import RANKS
 from bioscan_xla.tokens import load_tokenizer
 from bioscan_xla.train import finetune, prepare_data
+from bioscan_xla.training_config import FinetuneConfig
 
 from .conftest import ROOT, run_python
 

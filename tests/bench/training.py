@@ -19,13 +19,13 @@ import pyarrow.parquet as pq
 import torch
 
 from bioscan_xla.classifier import TaxonomyClassifier
-from bioscan_xla.config import FinetuneConfig
 from bioscan_xla.finetune import finetune
 from bioscan_xla.lora import attach_adapter
 from bioscan_xla.loss import rank_loss
 from bioscan_xla.sample import write_model
 from bioscan_xla.taxonomy import RANKS
 from bioscan_xla.tokens import load_tokenizer
+from bioscan_xla.training_config import FinetuneConfig
 
 BATCH = 16
 
