@@ -46,8 +46,8 @@ class Cursor:
         loss_sum: sum over this epoch's batches of loss times sequences.
         loss_count: sequences of these.
         skipped: updates left out because the gradient was not finite.
-        best: best mean accuracy so far.
-        stale_epochs: epochs since then.
+        best: best monitored figure so far, negated where lower is better.
+        stale: evaluations since then.
         run_id: of the tracker.
         finished: all epochs are done.
     """
@@ -60,7 +60,7 @@ class Cursor:
     loss_count: int = 0
     skipped: int = 0
     best: float = float("-inf")
-    stale_epochs: int = 0
+    stale: int = 0
     run_id: str = ""
     finished: bool = False
 

@@ -57,16 +57,8 @@ class Encoder:
         return self.model.config.hidden_size
 
     def flops(self, tokens: int, squared: int) -> float:
-        """Floating-point operations of a forward pass.
-
-        Args:
-            tokens: number of real tokens.
-            squared: sum over windows of their token count squared (attention's scores).
-        """
-        config = self.model.config
-        layers = len(self.model.encoder.layer)
-        linear = 8 * config.hidden_size**2 + 4 * config.hidden_size * config.intermediate_size
-        return layers * (float(tokens) * linear + 4.0 * config.hidden_size * squared)
+        """Floating-point operations of a forward pass; see `forward_flops`."""
+        return forward_flops(self.model.config, len(self.model.encoder.layer), tokens, squared)
 
     def utilisation(self, totals: Totals, seconds: float) -> float | None:
         """Model FLOP/s over the device's peak, counting only real tokens; None if unknown."""
@@ -91,6 +83,19 @@ class Encoder:
             states, positions, segments, batch.num_segments, self.pooling, FIRST_POSITION
         )
         return runtime.launch(self.device, vectors)
+
+
+def forward_flops(config: Any, layers: int, tokens: int, squared: int) -> float:
+    """Floating-point operations of an encoder's forward pass.
+
+    Args:
+        config: of the model.
+        layers: how many of them are computed.
+        tokens: number of real tokens.
+        squared: sum over windows of their token count squared (attention's scores).
+    """
+    linear = 8 * config.hidden_size**2 + 4 * config.hidden_size * config.intermediate_size
+    return layers * (float(tokens) * linear + 4.0 * config.hidden_size * squared)
 
 
 def load_encoder(

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from .checkpoint import trainable_state
 from .classifier import TaxonomyClassifier
 from .labels import LabelSpace
-from .report import draw_confusion, draw_curves, draw_vectors, write_card
+from .report import draw_confusion, draw_curves, draw_vectors, write_card, write_confusions
 from .tokens import save_tokenizer
 from .training_config import FinetuneConfig
 
@@ -94,6 +94,7 @@ def write_model_folder(
         predicted = np.stack(
             [p.argmax(1) if p.shape[1] else np.full(len(p), -1) for p in probabilities], 1
         )
+        write_confusions(folder / "confusions.csv", predicted, truth, space)
         draw_confusion(folder / "confusion.png", predicted, truth, space)
         draw_vectors(folder / "vectors.png", vectors, truth[:, 1], space.names(1))
 

@@ -1,6 +1,8 @@
 """What a fine-tuned model's folder tells people: model card, curves, confusion."""
 
+import csv
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -130,6 +132,23 @@ def draw_confusion(
         axis.set_title(f"{RANKS[rank]} (share of each true class)", fontsize=9)
     figure.savefig(path, dpi=110)
     plt.close(figure)
+
+
+def write_confusions(
+    path: Path, predicted: np.ndarray, truth: np.ndarray, labels: LabelSpace, most: int = 100
+) -> None:
+    """Write which taxa are taken for which, most often first, as CSV."""
+    pairs: Counter[tuple[int, int, int]] = Counter()
+    for rank in range(len(RANKS)):
+        wrong = (truth[:, rank] != UNKNOWN) & (predicted[:, rank] != truth[:, rank])
+        found = zip(truth[wrong, rank].tolist(), predicted[wrong, rank].tolist(), strict=True)
+        pairs.update((rank, *pair) for pair in found)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(("rank", "truth", "predicted", "sequences"))
+        for (rank, right, said), count in pairs.most_common(most):
+            names = labels.names(rank)
+            writer.writerow((RANKS[rank], names[right], names[said], count))
 
 
 def draw_vectors(path: Path, vectors: np.ndarray, phylum: np.ndarray, names: Sequence[str]) -> None:

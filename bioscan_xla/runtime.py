@@ -11,6 +11,7 @@ import importlib.util
 import logging
 import os
 import platform
+import resource
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -246,13 +247,34 @@ def peak_flops(device: Device) -> float | None:
         names = [name for name in _TPU_CORE_PEAK if name in kind]
         return _TPU_CORE_PEAK[max(names, key=len)] * device.num_devices if names else None
     size = 2048 if device.kind == "cpu" else 8192
-    a = torch.randn(size, size, dtype=device.dtype, device=device.torch_device)
+    # A generator of its own: dropout's must not depend on whether somebody asked.
+    random = torch.Generator(device.torch_device).manual_seed(0)
+    a = torch.randn(size, size, dtype=device.dtype, device=device.torch_device, generator=random)
     best = float("inf")
     for _ in range(4):
         start = time.perf_counter()
         (a @ a)[0, 0].item()
         best = min(best, time.perf_counter() - start)
     return 2 * size**3 / best
+
+
+def memory_bytes(device: Device) -> int | None:
+    """Most memory that was in use at once, in bytes; None where the device does not tell.
+
+    On a CPU that is this process's, on CUDA what torch has allocated, on XLA one core's.
+    """
+    if device.kind == "cuda":
+        return torch.cuda.max_memory_allocated()
+    if device.kind == "cpu":
+        kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return kilobytes if platform.system() == "Darwin" else 1024 * kilobytes
+    import torch_xla.core.xla_model as xm
+
+    try:
+        found: dict[str, Any] = dict(xm.get_memory_info(torch.device("xla:0")))
+    except RuntimeError:
+        return None
+    return found.get("peak_bytes_used", found.get("bytes_used"))
 
 
 def counters(device: Device) -> dict[str, int]:

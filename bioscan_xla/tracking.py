@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 log = logging.getLogger(__name__)
@@ -56,6 +57,7 @@ class TrainingTracker:
     def __init__(self, accelerator: Any, name: str, project: str, config: Mapping, run_id: str):
         """Start or, with the `run_id` of a checkpoint, continue a run."""
         self._accelerator = accelerator if name != "none" else None
+        self.is_on = name != "none"
         options = {"wandb": {"id": run_id, "resume": "allow"}} if name == "wandb" else {}
         flat = {key: str(v) if isinstance(v, list | dict) else v for key, v in config.items()}
         flat = {key: value for key, value in flat.items() if value is not None}
@@ -64,6 +66,25 @@ class TrainingTracker:
     def log(self, figures: Mapping[str, Any], step: int) -> None:
         """Send figures of an update."""
         self._guard("log", dict(figures), step)
+
+    def log_pictures(self, pictures: Mapping[str, Path], step: int) -> None:
+        """Send PNG files, those that are there."""
+        if self._accelerator is None:
+            return
+        try:
+            from matplotlib.image import imread
+
+            # One picture: (1, height, width, 3), from 0 to 1.
+            values = {
+                key: imread(path)[None, :, :, :3]
+                for key, path in pictures.items()
+                if path.is_file()
+            }
+            for tracker in self._accelerator.trackers:
+                form = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+                tracker.log_images(values, step, **form)
+        except Exception as error:
+            self._leave(error)
 
     def finish(self) -> None:
         """End the run."""
@@ -75,5 +96,8 @@ class TrainingTracker:
         try:
             getattr(self._accelerator, method)(*arguments)
         except Exception as error:  # whatever it is, it is not worth the training
-            log.warning("the tracker failed and is left out from here on: %s", error)
-            self._accelerator = None
+            self._leave(error)
+
+    def _leave(self, error: Exception) -> None:
+        log.warning("the tracker failed and is left out from here on: %s", error)
+        self._accelerator = None

@@ -5,6 +5,7 @@ is killed and started again ends as one that was never interrupted, bit for bit 
 """
 
 import dataclasses
+import importlib.util
 import logging
 import math
 import uuid
@@ -22,7 +23,7 @@ from .batches import FIRST_POSITION
 from .checkpoint import Checkpoints, Cursor, register_hooks
 from .classifier import TaxonomyClassifier
 from .encoder import load_model, resolve_commit
-from .errors import DeviceError, InputError
+from .errors import ConfigError, DeviceError, InputError
 from .evaluation import predict
 from .labels import learn_labels
 from .lora import attach_adapter, count_parameters
@@ -57,6 +58,7 @@ def prepare_data(config: FinetuneConfig) -> Data:
             examples.sequences,
             labels,
             eval_fraction=config.eval_fraction,
+            identity=config.identity,
             novel_rank=RANKS.index(config.novel_rank) if config.novel_rank else None,
             novel_fraction=config.novel_fraction,
             seed=config.seed,
@@ -88,6 +90,8 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
             f"accelerate was imported before the device {device.kind} was chosen; set "
             f"USE_TORCH_XLA={wanted} in the environment, or start with launch/finetune.py"
         )
+    if config.tracker == "tensorboard" and importlib.util.find_spec("tensorboard") is None:
+        raise ConfigError("tensorboard is not installed: pip install 'bioscan_xla[tensorboard]'")
     output = Path(config.output)
     output.mkdir(parents=True, exist_ok=True)
     accelerator = Accelerator(
@@ -163,7 +167,8 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         data,
         num_tokens,
         max_tokens,
-        per_epoch,
+        history,
+        lambda: _evaluate(accelerator, classifier, device, data, max_tokens),
     )
     with stop_on_signal() as stop:
         while not cursor.finished:
@@ -172,13 +177,7 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
                 log.warning("saved %s; run the same command to go on", checkpoints.latest())
                 tracker.finish()
                 return {"interrupted": stop.signal_number, "model_path": str(output)}
-            figures = [
-                _evaluate(classifier, device, data, max_tokens)
-                if accelerator.is_main_process and len(data.eval)
-                else {}
-            ]
-            broadcast_object_list(figures)
-            loop.end_epoch(figures[0], history)
+            loop.end_epoch()
     if len(data.eval):
         checkpoints.load_best(classifier)
     result: dict[str, Any] = {
@@ -219,19 +218,32 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
     tracker.log(
         {f"final/{key}": value for key, value in result["evaluation"].items()}, cursor.updates
     )
+    pictures = ("curves", "confusion", "vectors")
+    tracker.log_pictures(
+        {f"final/{name}": output / f"{name}.png" for name in pictures}, cursor.updates
+    )
     tracker.finish()
     return result
 
 
 def _evaluate(
-    classifier: TaxonomyClassifier, device: runtime.Device, data: Data, max_tokens: int
+    accelerator: Any,
+    classifier: TaxonomyClassifier,
+    device: runtime.Device,
+    data: Data,
+    max_tokens: int,
 ) -> dict[str, float]:
-    probabilities, truth, vectors = _predict_eval(classifier, device, data, max_tokens)
-    # Vectors that shrink to a point or blow up are seen here before the accuracy falls.
-    return evaluate(probabilities, truth, data.space) | {
-        "vector_norm": float(np.linalg.norm(vectors, axis=1).mean()),
-        "vector_variance": float(vectors.var(0).mean()),
-    }
+    """Figures of the evaluation part, computed by the main process and told to all."""
+    figures: list[dict[str, float]] = [{}]
+    if accelerator.is_main_process and len(data.eval):
+        probabilities, truth, vectors = _predict_eval(classifier, device, data, max_tokens)
+        # Vectors that shrink to a point or blow up are seen here before the accuracy falls.
+        figures[0] = evaluate(probabilities, truth, data.space) | {
+            "vector_norm": float(np.linalg.norm(vectors, axis=1).mean()),
+            "vector_variance": float(vectors.var(0).mean()),
+        }
+    broadcast_object_list(figures)
+    return figures[0]
 
 
 def _predict_eval(

@@ -10,7 +10,9 @@ from .taxonomy import RANKS
 
 WHOLE_MONITORS = ("mean_accuracy", "hierarchical_distance", "inconsistent")
 MONITORS = ("accuracy", "macro_f1", "top3", "calibration_error")
-"""Figures of a rank; the last is better when lower."""
+"""Figures of all ranks together, and of one."""
+
+LOWER_IS_BETTER = ("hierarchical_distance", "inconsistent", "calibration_error")
 
 
 def _check_monitor(name: str) -> None:
@@ -202,8 +204,8 @@ class FinetuneConfig:
         ):
             if not 0 <= getattr(self, key) <= 1:
                 raise ConfigError(f"{key} is {getattr(self, key)}; it is a share from 0 to 1")
-        if not 0.8 <= self.identity <= 1:
-            raise ConfigError(f"identity is {self.identity}; it is a share from 0.8 to 1")
+        if not 0.95 <= self.identity <= 1:
+            raise ConfigError(f"identity is {self.identity}; it is a share from 0.95 to 1")
         if self.consistency < 0:
             raise ConfigError(f"consistency is {self.consistency}; it must be at least 0")
         _check_monitor(self.monitor)

@@ -9,6 +9,7 @@ import dataclasses
 import logging
 import math
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,15 +17,17 @@ import torch
 from tqdm import tqdm
 
 from . import runtime
+from .batches import Batch
 from .checkpoint import Checkpoints, Cursor
 from .classifier import initial_log_priors
+from .encoder import forward_flops
 from .errors import BioscanError
 from .labels import LabelSpace
 from .loss import rank_loss
 from .model_folder import History
 from .taxonomy import RANKS
 from .tracking import TrainingTracker
-from .training_config import FinetuneConfig
+from .training_config import LOWER_IS_BETTER, FinetuneConfig
 from .training_data import Augmentation, Examples, make_batch, plan_epoch
 
 log = logging.getLogger(__name__)
@@ -51,24 +54,37 @@ class Data:
 
 
 class _Rate:
-    """Sequences and real tokens a second of this process since the last look."""
+    """How fast this process was since the last look."""
 
-    def __init__(self) -> None:
-        self._since, self._sequences, self._tokens = time.monotonic(), 0, 0
+    def __init__(self, device: runtime.Device, encoder: torch.nn.Module) -> None:
+        self._device, self._config = device, encoder.config
+        self._begin()
 
-    def add(self, sequences: int, tokens: int) -> None:
+    def _begin(self) -> None:
+        self._since, self._sequences, self._tokens, self._squared = time.monotonic(), 0, 0, 0
+
+    def add(self, batch: Batch) -> None:
         """Count a batch."""
-        self._sequences += sequences
-        self._tokens += tokens
+        lengths = [len(window) for _, _, window in batch.places]
+        self._sequences += len(lengths)
+        self._tokens += batch.num_useful
+        self._squared += sum(length**2 for length in lengths)
 
     def figures(self) -> dict[str, float]:
-        """Rates, and begin anew."""
+        """Rates and use of the device, and begin anew."""
         seconds = max(1e-9, time.monotonic() - self._since)
         result = {
             "train/sequences_per_second": self._sequences / seconds,
             "train/tokens_per_second": self._tokens / seconds,
         }
-        self._since, self._sequences, self._tokens = time.monotonic(), 0, 0
+        config: Any = self._config
+        if peak := runtime.peak_flops(self._device):
+            forward = forward_flops(config, config.num_hidden_layers, self._tokens, self._squared)
+            # Twice: the backward pass needs the gradients of activations, not of frozen weights.
+            result["system/model_flop_utilisation"] = 2 * forward / seconds / peak
+        if memory := runtime.memory_bytes(self._device):
+            result["system/memory_gib"] = memory / 2**30
+        self._begin()
         return result
 
 
@@ -89,21 +105,29 @@ class Loop:
         data: Data,
         num_tokens: np.ndarray,
         max_tokens: int,
-        per_epoch: int,
+        history: History,
+        evaluate: Callable[[], dict[str, float]],
     ):
+        """Take the prepared parts; `evaluate` gives the figures, equal in all processes."""
         self.config, self.device, self.accelerator = config, device, accelerator
         self.model, self.optimizer, self.scheduler = model, optimizer, scheduler
         self.cursor, self.checkpoints, self.tracker = cursor, checkpoints, tracker
         self.data, self.num_tokens, self.max_tokens = data, num_tokens, max_tokens
-        self.per_epoch = per_epoch
+        self.history, self.evaluate = history, evaluate
         self.trained = [p for p in model.parameters() if p.requires_grad]
         self.augmentation = Augmentation(config.reverse_complement, config.frame_shift, config.crop)
         self.log_priors = None
         if config.class_balance:
             priors = initial_log_priors(data.space, config.class_balance)
             self.log_priors = [prior.to(device.torch_device) for prior in priors]
+        self.parents = None
+        if config.consistency:
+            self.parents = [
+                torch.from_numpy(np.array(data.space.parents(rank))).to(device.torch_device)
+                for rank in range(len(RANKS))
+            ]
         self.pending: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor, int]] = []
-        self.rate = _Rate()
+        self.rate = _Rate(device, accelerator.unwrap_model(model).encoder)
         self.bad_in_a_row = 0
         self.saved = time.monotonic()
         self.saved_at = -1
@@ -139,6 +163,13 @@ class Loop:
             if bar.disable and time.monotonic() - logged > _LOG_SECONDS:
                 logged = time.monotonic()
                 log.info("epoch %d: batch %d of %d", cursor.epoch + 1, cursor.step, len(plan))
+            is_whole = cursor.step == len(plan)
+            if config.eval_steps and cursor.updates % config.eval_steps == 0 and not is_whole:
+                if self._judge(cursor.epoch + round(cursor.step / len(plan), 3)):
+                    self.save(best=True)
+                if self._enough():
+                    break
+                self.model.train()
             if self._any(stop.is_set()):
                 stop.set()
                 break
@@ -185,7 +216,7 @@ class Loop:
                 self._backward(ids, positions, segments, labels, known, batch)
         norm = self._update() if is_update else torch.zeros(())
         runtime.end_step(self.device)
-        self.rate.add(made.num_sequences, batch.num_useful)
+        self.rate.add(batch)
         loss = self.last_loss
         self.pending.append((loss.total.detach(), loss.per_rank, norm, made.num_sequences))
 
@@ -201,6 +232,8 @@ class Loop:
             weights=config.rank_weights,
             label_smoothing=config.label_smoothing,
             log_priors=self.log_priors,
+            parents=self.parents,
+            consistency=config.consistency,
         )
         # Each process has a part of the sum; gradients are averaged over the processes.
         scale = self.accelerator.num_processes / config.accumulate
@@ -240,7 +273,7 @@ class Loop:
                     f"the gradient was not finite {self.bad_in_a_row} times in a row; the last "
                     f"good checkpoint is {self.checkpoints.latest()}. Lower --learning-rate"
                 )
-        if self.pending:
+        if self.pending and self.tracker.is_on:
             loss, per_rank, norm, _ = self.pending[-1]
             figures = {
                 "train/loss": float(loss),
@@ -260,31 +293,45 @@ class Loop:
         self.checkpoints.save(self.cursor.updates, best)
         self.saved = time.monotonic()
 
-    def end_epoch(self, figures: dict[str, float], history: History) -> None:
-        """Count the epoch, write its line, decide whether it was the best or the last."""
+    def end_epoch(self) -> None:
+        """Evaluate, write the epoch's line, decide whether it was the best or the last."""
         self._read()
-        cursor, config = self.cursor, self.config
+        cursor = self.cursor
+        is_best = self._judge(cursor.epoch + 1)
+        cursor.losses = [*cursor.losses, cursor.loss_sum / max(1, cursor.loss_count)]
+        cursor.epoch += 1
+        cursor.step, cursor.loss_sum, cursor.loss_count = 0, 0.0, 0
+        cursor.finished = cursor.epoch >= self.config.num_epochs or self._enough()
+        self.save(best=is_best)
+
+    def _judge(self, epoch: float) -> bool:
+        """Evaluate and write a line; whether it is the best so far."""
+        self._read()
+        cursor = self.cursor
+        figures = self.evaluate()
         loss = cursor.loss_sum / max(1, cursor.loss_count)
-        cursor.losses = [*cursor.losses, loss]
         line = {
-            "epoch": cursor.epoch + 1,
+            "epoch": epoch,
             "updates": cursor.updates,
             "train/loss": loss,
+            "system/compiles": runtime.counters(self.device)["compiles"],
             **{f"valid/{key}": value for key, value in figures.items()},
         }
         if self.accelerator.is_main_process:
-            history.add(line)
-            log.info("epoch %d: loss %.4f%s", cursor.epoch + 1, loss, _accuracies(figures))
+            self.history.add(line)
+            log.info("epoch %g: loss %.4f%s", epoch, loss, _accuracies(figures))
         self.tracker.log(line, cursor.updates)
-        accuracy = figures.get("mean_accuracy", float("nan"))
-        is_best = accuracy > cursor.best
-        cursor.best = accuracy if is_best else cursor.best
-        cursor.stale_epochs = 0 if is_best else cursor.stale_epochs + 1
-        cursor.epoch += 1
-        cursor.step, cursor.loss_sum, cursor.loss_count = 0, 0.0, 0
-        enough = config.patience is not None and cursor.stale_epochs >= config.patience
-        cursor.finished = cursor.epoch >= config.num_epochs or enough
-        self.save(best=is_best)
+        value = figures.get(self.config.monitor, math.nan)
+        if self.config.monitor.endswith(LOWER_IS_BETTER):
+            value = -value
+        is_best = value > cursor.best
+        cursor.best = value if is_best else cursor.best
+        cursor.stale = 0 if is_best else cursor.stale + 1
+        return is_best
+
+    def _enough(self) -> bool:
+        patience = self.config.patience
+        return patience is not None and self.cursor.stale >= patience
 
 
 def _accuracies(figures: dict[str, float]) -> str:

@@ -1,5 +1,6 @@
 """One small model for all tests, and what Hugging Face says about it."""
 
+import json
 import os
 import subprocess
 import sys
@@ -12,7 +13,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
 
-from bioscan_xla.sample import simulate, write_model
+from bioscan_xla.sample import simulate, write_model, write_sample
 from bioscan_xla.tokens import load_tokenizer
 
 ROOT = Path(__file__).parents[1]
@@ -82,3 +83,33 @@ def offline_wandb(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_DIR", str(folder))
     yield folder
     wandb.teardown()
+
+
+@pytest.fixture(scope="session")
+def training_sample(tmp_path_factory):
+    """A labelled Parquet of 60 sequences."""
+    path = tmp_path_factory.mktemp("sample") / "sample.parquet"
+    write_sample(path, 60)
+    return str(path)
+
+
+@pytest.fixture
+def options(training_sample, model_folder, tmp_path):
+    """Options of a small fine-tuning run."""
+    return {
+        "train": training_sample,
+        "model": model_folder,
+        "output": str(tmp_path / "out"),
+        "device": "cpu",
+        "dtype": "float32",
+        "num_epochs": 2,
+        "batch_size": 8,
+        "eval_fraction": 0.2,
+        "learning_rate": 1e-3,
+        "min_sequences": 1,
+    }
+
+
+def metrics_lines(folder):
+    """The lines of a training folder's metrics.jsonl."""
+    return [json.loads(line) for line in Path(folder, "metrics.jsonl").read_text().splitlines()]

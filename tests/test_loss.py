@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from bioscan_xla.loss import RANK_WEIGHTS, rank_loss
+from bioscan_xla.loss import RANK_WEIGHTS, rank_disagreement, rank_loss
 
 
 def _by_hand(logits, labels, weights=RANK_WEIGHTS):
@@ -81,3 +81,21 @@ def test_priors_and_smoothing(example):
 def test_nothing_known_is_zero(example):
     logits, labels = example
     assert float(rank_loss(logits, torch.full_like(labels, -1)).total) == 0
+
+
+def test_disagreement_between_a_rank_and_its_child():
+    upper = torch.log(torch.tensor([[0.7, 0.3], [0.5, 0.5]]))
+    lower = torch.log(torch.tensor([[0.2, 0.5, 0.3], [0.9, 0.05, 0.05]]))  # classes of 0, 0, 1
+    labels, known = torch.tensor([[0, 1], [0, -1]]), torch.tensor([2, 1])
+    parents = [torch.tensor([-1, -1]), torch.tensor([0, 0, 1])]
+    assert float(rank_disagreement([upper, lower], labels, known, parents)) == pytest.approx(0)
+    parents[1] = torch.tensor([0, 1, 1])
+    wanted = 0.7 * np.log(0.7 / 0.2) + 0.3 * np.log(0.3 / 0.8)
+    got = rank_disagreement([upper, lower], labels, known, parents)
+    assert float(got) == pytest.approx(wanted, rel=1e-5)
+    # In the loss it is only an addition.
+    more, plain = (
+        rank_loss([upper, lower], labels, known, weights=(1, 1), parents=parents, consistency=w)
+        for w in (0.5, 0.0)
+    )
+    assert float(more.total - plain.total) == pytest.approx(0.5 * wanted, rel=1e-5)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from bioscan_xla.splits import split_rows
+from bioscan_xla.splits import groups_of_kin, split_rows
 
 
 @pytest.fixture
@@ -53,3 +53,32 @@ def test_seeded(rows):
     one, same, other = (split_rows(sequences, labels, seed=seed) for seed in (1, 1, 2))
     assert (one == same).all()
     assert (one != other).any()
+
+
+def test_near_identical_sequences_are_never_on_both_sides():
+    rng = np.random.default_rng(0)
+    letters = np.array(list("ACGT"))
+    originals = rng.choice(letters, (60, 650))
+    sequences, kind = [], []
+    for number, bases in enumerate(originals):
+        for _ in range(4):
+            copy = bases.copy()
+            places = rng.choice(650, 5, replace=False)  # about 99.2 % alike
+            copy[places] = rng.choice(letters, 5)
+            text = "".join(copy)
+            if rng.random() < 0.5:  # read from the other strand
+                text = text.translate(str.maketrans("ACGT", "TGCA"))[::-1]
+            sequences.append(text)
+            kind.append(number)
+    assert len({*zip(groups_of_kin(sequences, 0.98), kind, strict=True)}) == 60
+    assert len({*groups_of_kin(sequences, 0.98)}) == 60
+    assert len({*groups_of_kin(sequences)}) == 240
+    labels = np.zeros((240, 7), int)
+    parts = split_rows(sequences, labels, eval_fraction=0.3, identity=0.98)
+    sides = {(number, part) for number, part in zip(kind, parts.tolist(), strict=True)}
+    assert len(sides) == 60
+    assert (parts == "eval").sum() == pytest.approx(72, abs=8)
+
+
+def test_sequences_too_short_to_compare_are_their_own_kin():
+    assert groups_of_kin(["ACGT", "ACGT", "ACGA", "N" * 40], 0.97) == [0, 0, 1, 2]

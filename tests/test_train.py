@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import logging
 import signal
 import subprocess
 import sys
@@ -20,40 +19,16 @@ from bioscan_xla import training_loop
 from bioscan_xla.embed import run_embedding_pipeline
 from bioscan_xla.errors import ConfigError, InputError
 from bioscan_xla.finetune import run_finetuning_pipeline
-from bioscan_xla.sample import write_sample
 from bioscan_xla.taxonomy import RANKS
 from bioscan_xla.tokens import load_tokenizer
 from bioscan_xla.train import finetune, prepare_data
 from bioscan_xla.training_config import FinetuneConfig
 
-from .conftest import ROOT, run_python
+from .conftest import ROOT, metrics_lines, run_python
 
 needs_xla = pytest.mark.skipif(
     importlib.util.find_spec("torch_xla") is None, reason="torch_xla is not installed"
 )
-
-
-@pytest.fixture(scope="module")
-def sample(tmp_path_factory):
-    path = tmp_path_factory.mktemp("sample") / "sample.parquet"
-    write_sample(path, 60)
-    return str(path)
-
-
-@pytest.fixture
-def options(sample, model_folder, tmp_path):
-    return {
-        "train": sample,
-        "model": model_folder,
-        "output": str(tmp_path / "out"),
-        "device": "cpu",
-        "dtype": "float32",
-        "num_epochs": 2,
-        "batch_size": 8,
-        "eval_fraction": 0.2,
-        "learning_rate": 1e-3,
-        "min_sequences": 1,
-    }
 
 
 def trained(folder):
@@ -97,6 +72,8 @@ def test_what_is_left_behind(options, tmp_path):
         "README.md",
         "curves.png",
         "confusion.png",
+        "confusions.csv",
+        "vectors.png",
         "split.csv",
     }
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -147,22 +124,6 @@ def test_loaded_classifier_on_hugging_face_input_equals_training(options):
         np.testing.assert_allclose(got, probabilities, atol=1e-5)
 
 
-def test_gradients_reach_only_adapter_and_heads(options, monkeypatch):
-    seen = {}
-    update = training_loop.Loop._update
-
-    def spy(self):
-        for name, parameter in self.model.named_parameters():
-            seen.setdefault(name, parameter.grad is not None)
-        return update(self)
-
-    monkeypatch.setattr(training_loop.Loop, "_update", spy)
-    finetune(FinetuneConfig(**options | {"num_epochs": 1}))
-    with_gradient = {name for name, has in seen.items() if has}
-    assert with_gradient == {n for n in seen if "lora_" in n or n.startswith("heads.")}
-    assert len(with_gradient) == 8 + 28
-
-
 def test_killed_and_resumed_equals_uninterrupted(options, tmp_path):
     whole = options | {"output": str(tmp_path / "whole")}
     broken = options | {"output": str(tmp_path / "broken"), "checkpoint_minutes": 1e-9}
@@ -211,7 +172,19 @@ def test_sigterm_saves_and_says_so(options):
     assert list(Path(options["output"], "checkpoints").glob("step_*"))
 
 
-def test_checkpointing_does_not_change_numbers(options, tmp_path):
+def test_checkpointing_changes_memory_and_not_numbers(options, tmp_path, monkeypatch):
+    kept = {True: 0, False: 0}
+    backward = training_loop.Loop._backward
+
+    def count(self, *arguments):
+        def pack(tensor):
+            kept[self.config.gradient_checkpointing] += tensor.numel() * tensor.element_size()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            backward(self, *arguments)
+
+    monkeypatch.setattr(training_loop.Loop, "_backward", count)
     for name, on in (("plain", False), ("again", True)):
         finetune(
             FinetuneConfig(
@@ -219,18 +192,7 @@ def test_checkpointing_does_not_change_numbers(options, tmp_path):
             )
         )
     assert difference(tmp_path / "plain", tmp_path / "again") < 1e-6
-
-
-def test_accumulation_makes_fewer_updates(options):
-    counts = {}
-    for accumulate in (1, 3):
-        folder = f"{options['output']}-{accumulate}"
-        finetune(FinetuneConfig(**options | {"accumulate": accumulate, "output": folder}))
-        lines = Path(folder, "metrics.jsonl").read_text().splitlines()
-        counts[accumulate] = [json.loads(line)["updates"] for line in lines]
-    batches = counts[1][0]
-    assert counts[1] == [batches, 2 * batches]
-    assert counts[3] == [-(-batches // 3), 2 * -(-batches // 3)]
+    assert kept[True] < 0.5 * kept[False]
 
 
 @pytest.mark.slow
@@ -247,36 +209,19 @@ def test_two_processes_equal_one(options, tmp_path):
 @pytest.mark.xla
 @needs_xla
 def test_eight_device_mesh_equals_plain_cpu(options, tmp_path):
-    same = options | {"dropout": 0.0, "num_epochs": 2, "gradient_checkpointing": False}
+    same = options | {"dropout": 0.0, "num_epochs": 3, "gradient_checkpointing": False}
     plain = same | {"output": str(tmp_path / "plain")}
     mesh = same | {"output": str(tmp_path / "mesh"), "device": "xla"}
     first = json.loads(run(plain).stdout.splitlines()[-1])
     env = {"PJRT_DEVICE": "CPU", "CPU_NUM_DEVICES": "8"}
     second = json.loads(run(mesh, env=env).stdout.splitlines()[-1])
-    for epoch in (1, 2):
+    for epoch in (1, 2, 3):
         key = f"epoch_{epoch}_loss"
         assert second[key] == pytest.approx(first[key], rel=1e-4)
     assert difference(plain["output"], mesh["output"]) < 1e-3
-    assert second["compiles"] > 0
-
-
-def test_gradient_that_is_not_finite_is_left_out_then_stops(options, monkeypatch, caplog):
-    backward = training_loop.Loop._backward
-    bad = {2}
-
-    def spoil(self, *arguments):
-        backward(self, *arguments)
-        if self.cursor.updates in bad:
-            self.trained[0].grad.fill_(float("nan"))
-
-    monkeypatch.setattr(training_loop.Loop, "_backward", spoil)
-    result = finetune(FinetuneConfig(**options))
-    assert result["skipped_updates"] == 1
-    assert np.isfinite(result["total_loss"])
-    bad.update(range(100))
-    with pytest.raises(training_loop.TrainingStopped, match="3 times in a row"):
-        finetune(FinetuneConfig(**options | {"output": options["output"] + "2"}))
-    assert caplog.text.count("not finite") >= 4
+    # After the first pass over the widths nothing is compiled any more.
+    compiles = [line["system/compiles"] for line in metrics_lines(mesh["output"])]
+    assert 0 < compiles[0] <= compiles[1] == compiles[2]
 
 
 def test_taxonomy_tsv_is_joined_by_id(options, tmp_path):
@@ -294,21 +239,6 @@ def test_taxonomy_tsv_is_joined_by_id(options, tmp_path):
     assert prepare_data(config).space.names(1) == ["Annelida", "Cnidaria"]
     with pytest.raises(InputError, match="no sequence has a name"):
         prepare_data(FinetuneConfig(**options | {"train": str(fasta)}))
-
-
-def test_offline_tracker_runs_and_a_broken_one_does_not_stop(
-    options, tmp_path, offline_wandb, monkeypatch, caplog
-):
-    assert finetune(FinetuneConfig(**options | {"tracker": "wandb", "num_epochs": 1}))
-    assert list(offline_wandb.rglob("*.wandb"))
-    monkeypatch.setattr("wandb.init", lambda **_: 1 / 0)
-    with caplog.at_level(logging.WARNING):
-        finetune(
-            FinetuneConfig(
-                **options | {"tracker": "wandb", "num_epochs": 1, "output": str(tmp_path / "b")}
-            )
-        )
-    assert "tracker failed" in caplog.text
 
 
 def test_novel_taxa_are_held_out(options):

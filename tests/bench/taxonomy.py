@@ -1,6 +1,6 @@
 """Per-rank accuracy of a fine-tuned small encoder against 1-nearest-neighbour on 6-mer counts.
 
-`python tests/bench/taxonomy.py FILE.parquet [--encoder FOLDER] [--references 20000]` draws
+`python tests/bench/taxonomy.py FILE.parquet [--encoder FOLDER] [--references 10000]` draws
 references, and queries whose class is among them; pre-trains a small encoder on the references
 (unless one is given), fine-tunes it on them, and names the queries in three ways: by the nearest
 reference in 6-mer counts (cosine), by the heads, and by the nearest reference among the vectors of
@@ -79,10 +79,10 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("file", type=Path)
     parser.add_argument("--encoder", type=Path, help="a pre-trained model; else one is made")
-    parser.add_argument("--references", type=int, default=20_000)
+    parser.add_argument("--references", type=int, default=10_000)
     parser.add_argument("--queries", type=int, default=1_500)
-    parser.add_argument("--pretrain-steps", type=int, default=600)
-    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--pretrain-steps", type=int, default=300)
+    parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--work", type=Path, default=Path("taxonomy-bench"))
     options = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
@@ -100,6 +100,7 @@ def main():
             PretrainConfig(
                 input=str(work / "references.parquet"),
                 output=str(encoder),
+                layers=2,
                 max_steps=options.pretrain_steps,
             )
         )
