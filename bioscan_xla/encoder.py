@@ -69,9 +69,13 @@ class Encoder:
             else None
         )
 
-    @torch.no_grad()
     def encode(self, batch: Batch) -> torch.Tensor:
         """Start computing a batch: (rows, num_segments, hidden) float32, on the device."""
+        return runtime.launch(self.device, self.trace(batch))
+
+    @torch.no_grad()
+    def trace(self, batch: Batch) -> torch.Tensor:
+        """What `encode` computes, on XLA not yet begun."""
         ids, positions, segments = (
             runtime.put(self.device, array)
             for array in (batch.input_ids, batch.positions, batch.segments)
@@ -79,10 +83,7 @@ class Encoder:
         states = self.model(
             input_ids=ids, position_ids=positions, segments=segments, runs=batch.runs
         ).last_hidden_state
-        vectors = pool(
-            states, positions, segments, batch.num_segments, self.pooling, FIRST_POSITION
-        )
-        return runtime.launch(self.device, vectors)
+        return pool(states, positions, segments, batch.num_segments, self.pooling, FIRST_POSITION)
 
 
 def forward_flops(config: Any, layers: int, tokens: int, squared: int) -> float:

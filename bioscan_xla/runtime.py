@@ -13,6 +13,7 @@ import os
 import platform
 import resource
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -213,6 +214,13 @@ def launch(device: Device, result: torch.Tensor) -> torch.Tensor:
         xs.mark_sharding(result, device.mesh, (None,) * result.ndim)
         torch_xla.sync()
     return result
+
+
+def traced_program(tensors: Sequence[torch.Tensor]) -> bytes:
+    """The program that would compute these XLA tensors, a serialized HloModuleProto; not begun."""
+    import torch_xla
+
+    return torch_xla._XLAC._get_xla_tensors_hlo_proto(list(tensors))
 
 
 def fetch(result: torch.Tensor) -> np.ndarray:

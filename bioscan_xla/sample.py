@@ -9,6 +9,7 @@ The model has the architecture and vocabulary of Nucleotide Transformer with ran
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +17,9 @@ import pyarrow.parquet as pq
 
 from .taxonomy import RANKS
 from .tokens import CLS_ID, MASK_ID, PAD_ID, VOCABULARY, save_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import EsmConfig
 
 _LINEAGES = """
 Animalia;Annelida;Polychaeta;Sabellida;Siboglinidae;Riftia;Riftia pachyptila
@@ -125,23 +129,11 @@ def write_query(path: str | Path, num_sequences: int = 3) -> None:
     Path(path).write_text("\n".join(lines) + "\n")
 
 
-def write_model(
-    folder: str | Path,
-    hidden: int = 128,
-    layers: int = 2,
-    heads: int = 4,
-    seed: int = 0,
-    max_tokens: int = 1000,
-) -> None:
-    """Write a small model with random weights in the Hugging Face format.
+def esm_config(hidden: int, layers: int, heads: int, max_tokens: int = 1000) -> "EsmConfig":
+    """Configuration of an ESM model as Nucleotide Transformer, version 1, has it."""
+    from transformers import EsmConfig
 
-    The architecture is Nucleotide Transformer's, version 1: ESM, learned absolute positions, token
-    dropout, an untied masked-language-model head.
-    """
-    import torch
-    from transformers import EsmConfig, EsmForMaskedLM
-
-    config = EsmConfig(
+    return EsmConfig(
         vocab_size=len(VOCABULARY),
         hidden_size=hidden,
         num_hidden_layers=layers,
@@ -159,6 +151,25 @@ def write_model(
         tie_word_embeddings=False,
         layer_norm_eps=1e-12,
     )
+
+
+def write_model(
+    folder: str | Path,
+    hidden: int = 128,
+    layers: int = 2,
+    heads: int = 4,
+    seed: int = 0,
+    max_tokens: int = 1000,
+) -> None:
+    """Write a small model with random weights in the Hugging Face format.
+
+    The architecture is Nucleotide Transformer's, version 1: ESM, learned absolute positions, token
+    dropout, an untied masked-language-model head.
+    """
+    import torch
+    from transformers import EsmForMaskedLM
+
+    config = esm_config(hidden, layers, heads, max_tokens)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = EsmForMaskedLM(config)

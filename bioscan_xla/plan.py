@@ -1,0 +1,252 @@
+"""Will it fit, and how fast can it be: `python -m bioscan_xla.plan embed --topology v5e-8`.
+
+Traces the programs that a run would compile, has Google's TPU compiler compile them for a TPU
+that is not there, and adds up what it says. Enters: options of embedding. Leaves: a table or JSON.
+Figures are the compiler's estimate; nothing is computed and no speed is measured.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import EsmConfig
+
+from .batches import FIRST_POSITION, Batch, Packer, Totals, layout
+from .command_line import parse
+from .config import EmbedConfig
+from .encoder import DEFAULT_MODEL, forward_flops, read_config
+from .errors import BioscanError, ModelError
+from .inference import prepare
+from .inputs import expand_inputs
+from .records import read_chunks
+from .sample import esm_config
+from .sources import ReadOptions, metadata_schema
+from .tpu_compiler import GIB, Compiled, Topology, compile_for, find_topology
+
+_SAMPLE_SEQUENCES = 5_000
+_UTILISATION = 0.6
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """One program of a run.
+
+    Attributes:
+        rows: of a batch, over all cores.
+        width: tokens of a row.
+        segments: sequences that a row can hold.
+        batches: how often it runs for the sequences looked at.
+        useful_flops: what one batch needs for its real tokens, on average.
+        compiled: what the compiler says.
+    """
+
+    rows: int
+    width: int
+    segments: int
+    batches: int
+    useful_flops: float
+    compiled: Compiled
+
+
+def plan_embedding(config: EmbedConfig, topology: Topology) -> dict[str, Any]:
+    """Plan an embedding run; returns what `--json` prints.
+
+    Raises:
+        DeviceError: no TPU compiler here.
+        ModelError: the model's configuration cannot be had.
+    """
+    model = _model_config(config)
+    sequences = _sequences(config)
+    max_tokens = model.max_position_embeddings - FIRST_POSITION
+    packer = Packer(layout("xla", topology.num_cores, max_tokens))
+    job = prepare(0, None, sequences, max_tokens, config.overlap_tokens)
+    batches: dict[tuple[int, int, int], list[Batch]] = defaultdict(list)
+    totals = Totals()
+    for batch in [*packer.add(job.windows), *packer.flush()]:
+        rows, width = batch.input_ids.shape
+        batches[rows, width, batch.num_segments].append(batch)
+        totals.count(batch)
+    programs = []
+    for (rows, width, segments), made in sorted(batches.items(), key=lambda item: item[0][1]):
+        compiled = compile_for(
+            trace(model, config, (rows, width, segments)), topology, rows, config.shard_parameters
+        )
+        useful = sum(_useful_flops(model, batch) for batch in made) / len(made)
+        programs.append(Program(rows, width, segments, len(made), useful, compiled))
+    return _summary(programs, topology, len(sequences), totals)
+
+
+def _model_config(config: EmbedConfig) -> EsmConfig:
+    if config.model == DEFAULT_MODEL:
+        # Its published shape (Dalla-Torre et al. 2024), so that a plan needs no network.
+        return esm_config(2560, 32, 20)
+    return read_config(config.model, config.revision)
+
+
+def _sequences(config: EmbedConfig) -> list[str]:
+    """The first sequences of the input; without one, mixed lengths of 150 to 5,994 bp."""
+    if not config.input:
+        rng = np.random.default_rng(0)
+        spans = np.array([(658, 659), (150, 421), (900, 1801), (1801, 5995)])
+        chosen = spans[rng.choice(4, _SAMPLE_SEQUENCES, p=(0.3, 0.3, 0.3, 0.1))]
+        lengths = rng.integers(chosen[:, 0], chosen[:, 1])
+        return ["".join(rng.choice(list("ACGT"), length)) for length in lengths.tolist()]
+    sources = expand_inputs(config.input)
+    reading = ReadOptions(columns=config.columns, header_taxonomy=config.header_taxonomy)
+    sequences: list[str] = []
+    for chunk in read_chunks(sources, reading, metadata_schema(sources, reading)):
+        sequences += chunk.sequences
+        if len(sequences) >= _SAMPLE_SEQUENCES:
+            break
+    return sequences[:_SAMPLE_SEQUENCES]
+
+
+def _useful_flops(model: EsmConfig, batch: Batch) -> float:
+    squared = sum(len(window) ** 2 for _, _, window in batch.places)
+    return forward_flops(model, model.num_hidden_layers, batch.num_useful, squared)
+
+
+def trace(model: EsmConfig, config: EmbedConfig, shape: tuple[int, int, int]) -> bytes:
+    """The program for a batch of (rows, width, segments), traced in a process of its own.
+
+    torch_xla's CPU backend traces it; a process that has loaded that cannot load the TPU compiler.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        out = Path(folder, "program")
+        words = [config.pooling, str(config.dtype or "bfloat16"), *map(str, shape)]
+        done = subprocess.run(
+            [sys.executable, "-m", "bioscan_xla.trace_program", folder, str(out), *words],
+            env={**os.environ, "PJRT_DEVICE": "CPU", "CPU_NUM_DEVICES": "1"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if not out.is_file():
+            raise ModelError(f"the program could not be traced: {done.stderr.strip()[-800:]}")
+        return out.read_bytes()
+
+
+def _summary(
+    programs: Sequence[Program], topology: Topology, num_sequences: int, totals: Totals
+) -> dict[str, Any]:
+    lines, seconds, flops, useful = [], 0.0, 0.0, 0.0
+    bottlenecks: dict[str, float] = defaultdict(float)
+    for program in programs:
+        compiled = program.compiled
+        compute = compiled.flops / topology.peak_flops
+        memory = compiled.bytes_accessed / topology.bandwidth
+        least = max(compute, memory)
+        seconds += program.batches * least
+        bottlenecks["arithmetic" if compute >= memory else "memory"] += program.batches * least
+        flops += program.batches * compiled.flops * topology.num_cores
+        useful += program.batches * program.useful_flops
+        fits = compiled.peak_bytes is not None and compiled.peak_bytes <= topology.hbm_bytes
+        lines.append(
+            {
+                "rows": program.rows,
+                "tokens": program.width,
+                "segments": program.segments,
+                "batches": program.batches,
+                "fits": fits,
+                "error": compiled.error,
+                "argument_gib": compiled.argument_bytes / GIB,
+                "temporary_gib": compiled.temporary_bytes / GIB,
+                "peak_gib": (compiled.peak_bytes or 0) / GIB,
+                "peak_share": (compiled.peak_bytes or 0) / topology.hbm_bytes,
+                "flops": compiled.flops,
+                "flops_over_ideal": compiled.flops * topology.num_cores / program.useful_flops,
+                "bytes": compiled.bytes_accessed,
+                "collectives": compiled.collectives or {},
+                "host_transfers": compiled.host_transfers,
+                "compile_seconds": compiled.seconds,
+            }
+        )
+    fits = all(line["fits"] for line in lines)
+    bound = 3600 * num_sequences / seconds if fits and seconds else None
+    return {
+        "topology": topology.name,
+        "cores": topology.num_cores,
+        "hbm_gib": topology.hbm_bytes / GIB,
+        "programs": lines,
+        "fits": fits,
+        "compile_seconds": sum(program.compiled.seconds for program in programs),
+        "useful_token_fraction": totals.useful_fraction,
+        "flops_over_ideal": flops / useful if useful else None,
+        "vectors_per_hour_bound": bound,
+        "utilisation": _UTILISATION,
+        "vectors_per_hour": bound * _UTILISATION if bound else None,
+        "bottleneck": max(bottlenecks, key=lambda key: bottlenecks[key]) if bottlenecks else None,
+    }
+
+
+def describe(result: dict[str, Any]) -> str:
+    """The plan as people read it."""
+    lines = [
+        f"{result['topology']}: {result['cores']} core(s) of {result['hbm_gib']:.0f} GiB; figures "
+        "are the compiler's estimate, for one core",
+        f"{'rows x tokens':>14} {'fits':>5} {'weights':>8} {'temp.':>8} {'peak GiB':>13} "
+        f"{'TFLOP':>7} {'/ideal':>7} {'GiB moved':>10} {'compile':>8}  collectives",
+    ]
+    for item in result["programs"]:
+        collectives = ", ".join(
+            f"{count} {kind} ({size / 2**20:.1f} MiB)"
+            for kind, (count, size) in item["collectives"].items()
+        )
+        lines.append(
+            f"{item['rows']:>6} x {item['tokens']:<5} {'yes' if item['fits'] else 'NO':>5} "
+            f"{item['argument_gib']:8.2f} {item['temporary_gib']:8.2f} "
+            f"{item['peak_gib']:6.2f} ({item['peak_share']:4.0%}) {item['flops'] / 1e12:7.2f} "
+            f"{item['flops_over_ideal']:7.2f} {item['bytes'] / GIB:10.1f} "
+            f"{item['compile_seconds']:6.0f} s  {collectives or 'none'}"
+            + (f"; {item['host_transfers']} host transfers" if item["host_transfers"] else "")
+            + (f"\n       {item['error']}" if item["error"] else "")
+        )
+    lines.append(
+        f"{len(result['programs'])} program(s), {result['compile_seconds']:.0f} s to compile here; "
+        f"real tokens {result['useful_token_fraction']:.1%}; "
+        f"{result['flops_over_ideal'] or 0:.2f} times the FLOPs that they need"
+    )
+    if result["vectors_per_hour_bound"]:
+        lines.append(
+            f"at most {result['vectors_per_hour_bound']:,.0f} vectors/h, bound by "
+            f"{result['bottleneck']}; at {result['utilisation']:.0%} of that "
+            f"{result['vectors_per_hour']:,.0f}"
+        )
+    else:
+        lines.append("does not fit: take --shard_parameters true, or a larger topology")
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; exit status 0 if all programs fit, 1 on an error, 3 if not."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bioscan_xla.plan",
+        description="Compile the programs of an embedding run for a TPU that is not there. "
+        "Further options are those of python -m bioscan_xla.embed.",
+    )
+    parser.add_argument("job", choices=["embed"])
+    parser.add_argument("--topology", default="v5e-8", help="v3-8, v4-8, v5e-1, v5e-8 or v6e-8")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    options, rest = parser.parse_known_args(arguments)
+    try:
+        topology = find_topology(options.topology)
+        result = plan_embedding(parse(EmbedConfig, rest, parser.prog), topology)
+    except BioscanError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(json.dumps(result, indent=1) if options.json else describe(result))
+    return 0 if result["fits"] else 3
+
+
+if __name__ == "__main__":
+    sys.exit(main())
