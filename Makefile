@@ -34,6 +34,7 @@ $(VENV)/installed: $(SOURCES)
 
 $(VENV)/installed-test: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .[test]
+	-$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .[plan]
 	touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed-test

@@ -1,7 +1,7 @@
 """Will it fit, and how fast can it be: `python -m bioscan_xla.plan embed --topology v5e-8`.
 
 Traces the programs that a run would compile, has Google's TPU compiler compile them for a TPU
-that is not there, and adds up what it says. Enters: options of embedding. Leaves: a table or JSON.
+that is not there, and adds up what it says. Enters: options of a run. Leaves: a table or JSON.
 Figures are the compiler's estimate; nothing is computed and no speed is measured.
 """
 
@@ -30,10 +30,14 @@ from .inputs import expand_inputs
 from .records import read_chunks
 from .sample import esm_config
 from .sources import ReadOptions, metadata_schema
+from .tokens import tokenize
 from .tpu_compiler import GIB, Compiled, Topology, compile_for, find_topology
+from .training_config import FinetuneConfig
+from .training_data import plan_epoch
 
 _SAMPLE_SEQUENCES = 5_000
 _UTILISATION = 0.6
+_NUM_CLASSES = (8, 60, 200, 600, 1_500, 4_000, 8_000)  # of the heads, where no data are given
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,14 +82,17 @@ def plan_embedding(config: EmbedConfig, topology: Topology) -> dict[str, Any]:
     programs = []
     for (rows, width, segments), made in sorted(batches.items(), key=lambda item: item[0][1]):
         compiled = compile_for(
-            trace(model, config, (rows, width, segments)), topology, rows, config.shard_parameters
+            trace("embed", model, config.dtype, (rows, width, segments), pooling=config.pooling),
+            topology,
+            rows,
+            config.shard_parameters,
         )
         useful = sum(_useful_flops(model, batch) for batch in made) / len(made)
         programs.append(Program(rows, width, segments, len(made), useful, compiled))
     return _summary(programs, topology, len(sequences), totals)
 
 
-def _model_config(config: EmbedConfig) -> EsmConfig:
+def _model_config(config: EmbedConfig | FinetuneConfig) -> EsmConfig:
     if config.model == DEFAULT_MODEL:
         # Its published shape (Dalla-Torre et al. 2024), so that a plan needs no network.
         return esm_config(2560, 32, 20)
@@ -115,18 +122,73 @@ def _useful_flops(model: EsmConfig, batch: Batch) -> float:
     return forward_flops(model, model.num_hidden_layers, batch.num_useful, squared)
 
 
-def trace(model: EsmConfig, config: EmbedConfig, shape: tuple[int, int, int]) -> bytes:
-    """The program for a batch of (rows, width, segments), traced in a process of its own.
+def plan_finetuning(config: FinetuneConfig, topology: Topology) -> dict[str, Any]:
+    """Plan fine-tuning: its steps, without evaluation; returns what `--json` prints.
+
+    Raises:
+        DeviceError: no TPU compiler here.
+        ModelError: the model's configuration cannot be had.
+    """
+    model = _model_config(config)
+    max_tokens = model.max_position_embeddings - FIRST_POSITION
+    num_classes = list(_NUM_CLASSES)
+    if config.train:
+        from .train import prepare_data
+
+        data = prepare_data(config)
+        sequences, num_classes = data.train.sequences, list(data.space.num_classes)
+    else:
+        sequences = _sequences(EmbedConfig())
+    num_tokens = np.diff(tokenize(sequences).offsets)
+    rows = -(-config.batch_size // topology.num_cores) * topology.num_cores
+    steps: dict[int, list[np.ndarray]] = defaultdict(list)
+    for width, members in plan_epoch(num_tokens, max_tokens, config.batch_size, config.seed, 0):
+        steps[width].append(members)
+    programs, totals = [], Totals()
+    for width, made in sorted(steps.items()):
+        program = trace(
+            "finetune",
+            model,
+            config.dtype,
+            (rows, width, 1),
+            options=dataclasses.asdict(config),
+            num_classes=num_classes,
+        )
+        compiled = compile_for(program, topology, rows, in_place=True)
+        lengths = [np.minimum(num_tokens[members], max_tokens) for members in made]
+        totals.useful_tokens += int(sum(part.sum() for part in lengths))
+        totals.computed_tokens += len(made) * rows * width
+        # Forward, and backward through activations: the base has no weight gradients.
+        useful = 2 * sum(
+            forward_flops(
+                model, model.num_hidden_layers, part.sum(), (part.astype(float) ** 2).sum()
+            )
+            for part in lengths
+        )
+        programs.append(Program(rows, width, 1, len(made), useful / len(made), compiled))
+    return _summary(programs, topology, len(sequences), totals)
+
+
+def trace(
+    job: str,
+    model: EsmConfig,
+    dtype: str | None,
+    shape: tuple[int, int, int],
+    **more: Any,
+) -> bytes:
+    """The program of a job for a batch of (rows, tokens, segments), traced in its own process.
 
     torch_xla's CPU backend traces it; a process that has loaded that cannot load the TPU compiler.
     """
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
-        out = Path(folder, "program")
-        words = [config.pooling, str(config.dtype or "bfloat16"), *map(str, shape)]
+        out, said = Path(folder, "program"), Path(folder, "said.json")
+        words = {"job": job, "model": folder, "out": str(out), "dtype": dtype or "bfloat16"}
+        said.write_text(json.dumps(words | {"shape": shape} | more))
+        device = {"PJRT_DEVICE": "CPU", "CPU_NUM_DEVICES": "1", "USE_TORCH_XLA": "1"}
         done = subprocess.run(
-            [sys.executable, "-m", "bioscan_xla.trace_program", folder, str(out), *words],
-            env={**os.environ, "PJRT_DEVICE": "CPU", "CPU_NUM_DEVICES": "1"},
+            [sys.executable, "-m", "bioscan_xla.trace_program", str(said)],
+            env={**os.environ, **device},
             capture_output=True,
             text=True,
             check=False,
@@ -182,9 +244,9 @@ def _summary(
         "compile_seconds": sum(program.compiled.seconds for program in programs),
         "useful_token_fraction": totals.useful_fraction,
         "flops_over_ideal": flops / useful if useful else None,
-        "vectors_per_hour_bound": bound,
+        "sequences_per_hour_bound": bound,
         "utilisation": _UTILISATION,
-        "vectors_per_hour": bound * _UTILISATION if bound else None,
+        "sequences_per_hour": bound * _UTILISATION if bound else None,
         "bottleneck": max(bottlenecks, key=lambda key: bottlenecks[key]) if bottlenecks else None,
     }
 
@@ -216,14 +278,17 @@ def describe(result: dict[str, Any]) -> str:
         f"real tokens {result['useful_token_fraction']:.1%}; "
         f"{result['flops_over_ideal'] or 0:.2f} times the FLOPs that they need"
     )
-    if result["vectors_per_hour_bound"]:
+    if result["sequences_per_hour_bound"]:
         lines.append(
-            f"at most {result['vectors_per_hour_bound']:,.0f} vectors/h, bound by "
+            f"at most {result['sequences_per_hour_bound']:,.0f} sequences/h, bound by "
             f"{result['bottleneck']}; at {result['utilisation']:.0%} of that "
-            f"{result['vectors_per_hour']:,.0f}"
+            f"{result['sequences_per_hour']:,.0f}"
         )
     else:
-        lines.append("does not fit: take --shard_parameters true, or a larger topology")
+        lines.append(
+            "does not fit: take --gradient_checkpointing true (finetune), --shard_parameters true "
+            "(embed), or a larger topology"
+        )
     return "\n".join(lines)
 
 
@@ -231,16 +296,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; exit status 0 if all programs fit, 1 on an error, 3 if not."""
     parser = argparse.ArgumentParser(
         prog="python -m bioscan_xla.plan",
-        description="Compile the programs of an embedding run for a TPU that is not there. "
-        "Further options are those of python -m bioscan_xla.embed.",
+        description="Compile the programs of a run for a TPU that is not there. Further options "
+        "are those of python -m bioscan_xla.embed or of launch/finetune.py.",
     )
-    parser.add_argument("job", choices=["embed"])
+    parser.add_argument("job", choices=["embed", "finetune"])
     parser.add_argument("--topology", default="v5e-8", help="v3-8, v4-8, v5e-1, v5e-8 or v6e-8")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     options, rest = parser.parse_known_args(arguments)
     try:
         topology = find_topology(options.topology)
-        result = plan_embedding(parse(EmbedConfig, rest, parser.prog), topology)
+        if options.job == "embed":
+            result = plan_embedding(parse(EmbedConfig, rest, parser.prog), topology)
+        else:
+            result = plan_finetuning(parse(FinetuneConfig, rest, parser.prog), topology)
     except BioscanError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

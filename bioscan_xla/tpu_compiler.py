@@ -57,6 +57,7 @@ _COLLECTIVE = re.compile(
     r"(?:-start)?\("
 )
 _HOST = re.compile(r" (?:infeed|outfeed)\(| (?:send|recv)\(.*is_host_transfer=true|\"MoveToHost\"")
+_COMMENT = re.compile(r"/\*.*?\*/")
 _ARRAY = re.compile(r"(pred|[a-z]+\d+)\[([\d,]*)\]")
 
 
@@ -174,7 +175,7 @@ def find_collectives(text: str) -> dict[str, tuple[int, int]]:
     """Number and bytes of the collectives in a compiled program's text, by kind."""
     counts: Counter[str] = Counter()
     sizes: Counter[str] = Counter()
-    for shapes, kind in _COLLECTIVE.findall(text):
+    for shapes, kind in _COLLECTIVE.findall(_COMMENT.sub("", text)):
         counts[kind] += 1
         sizes[kind] += sum(_num_bytes(*array) for array in _ARRAY.findall(shapes))
     return {kind: (counts[kind], sizes[kind]) for kind in sorted(counts)}
@@ -195,6 +196,7 @@ def _import_compiler() -> tuple[Any, Any, Any, Any]:
     quiet = {"TPU_SKIP_MDS_QUERY": "1", "TPU_MIN_LOG_LEVEL": "3", "TF_CPP_MIN_LOG_LEVEL": "3"}
     # It is a compiler here, not a worker of a slice.
     quiet |= {"TPU_ACCELERATOR_TYPE": "v5litepod-8", "TPU_WORKER_HOSTNAMES": "localhost"}
+    quiet["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
     for key, value in quiet.items():
         os.environ.setdefault(key, value)
     try:

@@ -1,11 +1,13 @@
-"""Trace one program of embedding without computing it; `plan` runs it in a process of its own.
+"""Trace one program of a run without computing it; `plan` runs it in a process of its own.
 
-Arguments: folder with config.json, file to write, pooling, dtype, rows, width, segments. Leaves: a
-serialized HloModuleProto. Weights are never loaded: their values do not change the program.
+Argument: a JSON file that says which (see `main`). Leaves: a serialized HloModuleProto. Weights are
+never loaded: their values do not change the program.
 """
 
+import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,34 +15,102 @@ import torch
 from transformers import EsmConfig, EsmModel
 
 from . import attention, runtime
-from .batches import FIRST_POSITION, Window, fill_rows
+from .batches import FIRST_POSITION, Batch, Window, fill_rows
 from .encoder import Encoder
 
 
 def trace_embedding(
-    config: EsmConfig, pooling: str, dtype: str, rows: int, width: int, segments: int
-) -> bytes:
-    """The program of embedding for one shape of batch."""
-    device = runtime.open_device("xla", dtype)
+    config: EsmConfig, device: runtime.Device, batch: Batch, pooling: str
+) -> list[torch.Tensor]:
+    """Results of embedding one batch."""
+    model = _on_device(_empty_model(config, device).eval().requires_grad_(False), device)
+    max_tokens = config.max_position_embeddings - FIRST_POSITION
+    return [Encoder(model, device, pooling, max_tokens, 0, {}).trace(batch)]
+
+
+def trace_training(
+    config: EsmConfig, device: runtime.Device, batch: Batch, options: dict, num_classes: list[int]
+) -> list[torch.Tensor]:
+    """Results of one training step: the loss, the trained parameters, the optimizer's state."""
+    from .classifier import TaxonomyClassifier
+    from .lora import attach_adapter
+    from .train import parameter_groups
+    from .training_config import FinetuneConfig
+    from .training_loop import Loop
+
+    finetuning = FinetuneConfig(**options)
+    base = _empty_model(config, device)
+    if finetuning.gradient_checkpointing:
+        runtime.enable_gradient_checkpointing(device, base)
+    with torch.device("meta"):
+        adapted = attach_adapter(
+            base,
+            rank=finetuning.rank,
+            alpha=finetuning.alpha,
+            dropout=finetuning.dropout,
+            targets=tuple(finetuning.targets),
+        )
+        labels: Any = SimpleNamespace(num_classes=num_classes)
+        classifier = TaxonomyClassifier(
+            adapted, config.hidden_size, labels, dropout=finetuning.dropout
+        )
+    model = _on_device(classifier.train(), device)
+    loop: Any = Loop.__new__(Loop)  # its two methods that are the program, and no more
+    loop.config, loop.device, loop.model = finetuning, device, model
+    loop.accelerator = SimpleNamespace(num_processes=1, backward=lambda loss: loss.backward())
+    loop.trained = [p for p in model.parameters() if p.requires_grad]
+    loop.optimizer = torch.optim.AdamW(parameter_groups(model, finetuning))
+    loop.scheduler = SimpleNamespace(step=lambda: None)
+    loop.log_priors = loop.parents = None
+    for parameter in loop.trained:
+        parameter.grad = torch.zeros_like(parameter)
+    loop.optimizer.step()  # makes its state, which is an argument of every later step
+    loop.optimizer.zero_grad()
+    runtime.end_step(device)
+    labels = np.zeros((len(batch.input_ids) * batch.num_segments, 7), np.int64)
+    arrays = (batch.input_ids, batch.positions, batch.segments, labels)
+    known = torch.full((7,), len(labels)).to(device.torch_device)
+    loop._backward(*(runtime.put(device, array) for array in arrays), known, batch)
+    norm = loop._update()
+    state = [
+        value
+        for values in loop.optimizer.state.values()
+        for value in values.values()
+        if torch.is_tensor(value) and value.device.type == "xla"
+    ]
+    return [loop.last_loss.total.detach(), norm, *loop.trained, *state]
+
+
+def _empty_model(config: EsmConfig, device: runtime.Device) -> Any:
     with torch.device("meta"):
         model: Any = EsmModel(config, add_pooling_layer=False)
     model.set_attn_implementation(attention.NAME)
-    model = model.to(device.dtype).eval().requires_grad_(False)
+    return model.to(device.dtype)
+
+
+def _on_device(module: Any, device: runtime.Device) -> Any:
     # Empty on the host first: what is made on XLA would be part of the program.
-    model = model.to_empty(device="cpu").to(device.torch_device)
-    max_tokens = config.max_position_embeddings - FIRST_POSITION
-    encoder = Encoder(model, device, pooling, max_tokens, 0, {})
-    window = Window((0, 0), np.zeros(min(width, max_tokens) - 1, np.int32))
-    batch = fill_rows([[window]] * rows, rows, width, segments, with_runs=False)
-    return runtime.traced_program([encoder.trace(batch)])
+    return module.to_empty(device="cpu").to(device.torch_device)
 
 
 def main() -> None:
-    """Trace and write."""
-    folder, out, pooling, dtype, *shape = sys.argv[1:]
-    rows, width, segments = map(int, shape)
-    config = EsmConfig.from_pretrained(folder)
-    Path(out).write_bytes(trace_embedding(config, pooling, dtype, rows, width, segments))
+    """Trace and write.
+
+    The JSON has `job`, `model` (a folder with config.json), `out`, `dtype`, `shape` (rows, tokens,
+    segments), and `pooling`, or `options` and `num_classes`.
+    """
+    said = json.loads(Path(sys.argv[1]).read_text())
+    config = EsmConfig.from_pretrained(said["model"])
+    device = runtime.open_device("xla", said["dtype"])
+    rows, width, segments = said["shape"]
+    longest = config.max_position_embeddings - FIRST_POSITION
+    window = Window((0, 0), np.zeros(min(width, longest) - 1, np.int32))
+    batch = fill_rows([[window]] * rows, rows, width, segments, with_runs=False)
+    if said["job"] == "embed":
+        results = trace_embedding(config, device, batch, said["pooling"])
+    else:
+        results = trace_training(config, device, batch, said["options"], said["num_classes"])
+    Path(said["out"]).write_bytes(runtime.traced_program(results))
 
 
 if __name__ == "__main__":

@@ -136,7 +136,7 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
     num_tokens = np.diff(tokenize(data.train.sequences).offsets)
     per_epoch = len(plan_epoch(num_tokens, max_tokens, config.batch_size, config.seed, 0))
     updates = config.num_epochs * -(-per_epoch // config.accumulate)
-    optimizer = torch.optim.AdamW(_parameter_groups(classifier, config), lr=config.learning_rate)
+    optimizer = torch.optim.AdamW(parameter_groups(classifier, config), lr=config.learning_rate)
     scheduler = torch.optim.lr_scheduler.LambdaLR(
         optimizer, _Schedule(min(config.warmup_steps, updates // 10), updates)
     )
@@ -253,7 +253,7 @@ def _predict_eval(
     return probabilities, data.eval_labels, vectors
 
 
-def _parameter_groups(module: torch.nn.Module, config: FinetuneConfig) -> list[dict[str, Any]]:
+def parameter_groups(module: torch.nn.Module, config: FinetuneConfig) -> list[dict[str, Any]]:
     """Matrices decay, biases and norms do not."""
     trained = [p for p in module.parameters() if p.requires_grad]
     return [

@@ -102,8 +102,8 @@ class FinetuneConfig:
     consistency: float = 0.0
     """Weight of a loss term that draws each rank's prediction to its child's."""
 
-    reverse_complement: float = 0.5
-    """Share of training sequences that are read from the other strand."""
+    reverse_complement: float = 0.0
+    """Share of training sequences read from the other strand: 0.5 where strands are mixed."""
 
     frame_shift: bool = True
     """Drop 0 to 5 leading bases of training sequences: 6-mer tokens change with the frame."""

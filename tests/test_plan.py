@@ -1,0 +1,73 @@
+"""The plan: what the TPU compiler makes of the very programs that a run would compile."""
+
+import importlib.util
+import json
+
+import pytest
+
+from bioscan_xla import plan
+from bioscan_xla.errors import ConfigError
+from bioscan_xla.tpu_compiler import find_collectives, find_topology
+
+needs_compiler = pytest.mark.skipif(
+    not all(importlib.util.find_spec(name) for name in ("libtpu", "jax", "torch_xla")),
+    reason="the TPU compiler is not installed: pip install 'bioscan_xla[plan]'",
+)
+
+
+def run(capsys, *words):
+    """The plan as JSON."""
+    status = plan.main([*words, "--json"])
+    return status, json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.slow
+@pytest.mark.xla
+@needs_compiler
+def test_embedding_moves_nothing_but_results(capsys, model_folder, training_sample):
+    status, result = run(
+        capsys, "embed", "--topology", "v5e-8", "--model", model_folder, "--input", training_sample
+    )
+    assert (status, result["fits"], result["cores"]) == (0, True, 8)
+    assert 1 <= len(result["programs"]) <= 8
+    for program in result["programs"]:
+        assert program["host_transfers"] == 0
+        # The vectors of all rows, float32, brought together once; no activation, no weight.
+        size = 4 * 64 * program["rows"] * program["segments"]
+        assert program["collectives"] == {"all-gather": [1, size]}
+        assert program["flops"] > 0
+        assert 0 < program["peak_share"] < 0.1
+    assert result["sequences_per_hour"] < result["sequences_per_hour_bound"]
+
+
+@pytest.mark.slow
+@pytest.mark.xla
+@needs_compiler
+def test_a_training_step_reduces_its_gradients(capsys, model_folder, training_sample, monkeypatch):
+    one = plan.plan_epoch
+    monkeypatch.setattr(plan, "plan_epoch", lambda *given: one(*given)[:1])  # one width
+    common = ["finetune", "--topology", "v5e-8", "--model", model_folder]
+    status, result = run(capsys, *common, "--train", training_sample)
+    assert status == 0
+    (program,) = result["programs"]
+    assert set(program["collectives"]) == {"all-reduce"}
+    assert program["host_transfers"] == 0
+
+
+def test_collectives_are_counted_by_kind_and_size():
+    text = """
+  %all-gather.1 = f32[64,41,2560]{2,1,0:T(8,128)} all-gather(%x), replica_groups={}
+  %all-reduce-start = (bf16[8]{0}, f32[2,3]{1,0}, /*index=2*/pred[5]{0}) all-reduce-start(%a, %b)
+  %fusion = f32[9]{0} fusion(%all-reduce-done)
+"""
+    assert find_collectives(text) == {
+        "all-gather": (1, 4 * 64 * 41 * 2560),
+        "all-reduce": (1, 2 * 8 + 4 * 6 + 5),
+    }
+
+
+def test_mistakes_are_told(capsys):
+    with pytest.raises(ConfigError, match="v5e-8"):
+        find_topology("v9")
+    assert plan.main(["embed", "--topology", "v9"]) == 1
+    assert "choose one of" in capsys.readouterr().err
