@@ -82,6 +82,7 @@ def main():
     parser.add_argument("--references", type=int, default=10_000)
     parser.add_argument("--queries", type=int, default=1_500)
     parser.add_argument("--pretrain-steps", type=int, default=300)
+    parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--work", type=Path, default=Path("taxonomy-bench"))
     options = parser.parse_args()
@@ -117,7 +118,7 @@ def main():
             targets=TARGETS,
             min_sequences=1,
             num_epochs=options.epochs,
-            learning_rate=2e-3,
+            learning_rate=options.learning_rate,
             reverse_complement=0.0,
         )
     )
@@ -145,6 +146,7 @@ def main():
     }
     print(
         f"{options.file.name}: {references.num_rows:,} references, {queries.num_rows:,} queries; "
+        f"{options.epochs} epochs at {options.learning_rate:g}; "
         f"{platform.machine()}, {torch.get_num_threads()} threads"
     )
     print(f"{'':20}" + "".join(f"{rank:>9}" for rank in RANKS))
