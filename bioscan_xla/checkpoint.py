@@ -31,6 +31,7 @@ _FREE = (
     "wandb_project",
     "patience",
     "device",
+    "resume",
 )
 
 
@@ -148,6 +149,12 @@ class Checkpoints:
                 shutil.rmtree(old)
         accelerator.wait_for_everyone()
         return target
+
+    def clear(self) -> None:
+        """Delete all of them."""
+        if self._accelerator.is_main_process:
+            shutil.rmtree(self.folder, ignore_errors=True)
+        self._accelerator.wait_for_everyone()
 
     def _keep_best(self, source: Path) -> None:
         part, best = self.folder / "best.part", self.folder / "best"

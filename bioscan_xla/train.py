@@ -147,10 +147,12 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
     checkpoints = Checkpoints(accelerator, config, data.space)
     torch.manual_seed(config.seed + 1 + accelerator.process_index)
     history = History(output / "metrics.jsonl")
+    if not config.resume:
+        checkpoints.clear()
     if (latest := checkpoints.latest()) is not None:
         checkpoints.load(latest)
-        history.keep_until(cursor.updates)
         log.info("resuming from %s: epoch %d, batch %d", latest, cursor.epoch + 1, cursor.step)
+    history.keep_until(cursor.updates)
     tracker = TrainingTracker(
         accelerator, config.tracker, config.wandb_project, dataclasses.asdict(config), cursor.run_id
     )

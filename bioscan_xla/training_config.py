@@ -138,6 +138,9 @@ class FinetuneConfig:
     seed: int = 0
     """Of splits, order, augmentation, dropout and initial weights."""
 
+    resume: bool = True
+    """Go on from the last checkpoint in the output folder; false deletes them and begins anew."""
+
     checkpoint_minutes: float = 30.0
     """Save at least this often, and after every epoch."""
 

@@ -151,6 +151,9 @@ def test_a_checkpoint_of_another_run_is_refused(options):
     finetune(FinetuneConfig(**options))
     with pytest.raises(ConfigError, match=r"learning_rate: the checkpoint has 0\.001, this run"):
         finetune(FinetuneConfig(**options | {"learning_rate": 5e-4}))
+    anew = finetune(FinetuneConfig(**options | {"learning_rate": 5e-4, "resume": False}))
+    assert anew["num_epochs"] == 2
+    assert [line["epoch"] for line in metrics_lines(options["output"])] == [1, 2]
 
 
 def test_sigterm_saves_and_says_so(options):
