@@ -23,7 +23,6 @@ from bioscan_xla.finetune import finetune
 from bioscan_xla.training_config import FinetuneConfig, PretrainConfig
 
 RANKS = ("phylum", "class", "order", "family", "genus", "species")
-TARGETS = ["word_embeddings", "query", "key", "value", "dense"]
 
 
 def draw(path, num_references, num_queries, seed=0):
@@ -82,7 +81,7 @@ def main():
     parser.add_argument("--references", type=int, default=10_000)
     parser.add_argument("--queries", type=int, default=1_500)
     parser.add_argument("--pretrain-steps", type=int, default=300)
-    parser.add_argument("--learning-rate", type=float, default=2e-3)
+    parser.add_argument("--learning-rate", type=float, default=3e-3)
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--work", type=Path, default=Path("taxonomy-bench"))
     options = parser.parse_args()
@@ -112,14 +111,12 @@ def main():
             output=str(work / "classifier"),
             model=str(encoder),
             dtype="float32",
-            rank=64,
-            alpha=64,
+            batch_size=16,
             dropout=0.0,
-            targets=TARGETS,
+            frame_shift=False,
             min_sequences=1,
             num_epochs=options.epochs,
             learning_rate=options.learning_rate,
-            reverse_complement=0.0,
         )
     )
 
