@@ -35,7 +35,7 @@ class EmbedConfig:
     """Commit of the model on the hub; by default that of the table, for a new table the newest."""
 
     adapter: str | None = None
-    """Folder of a LoRA adapter, merged into the model."""
+    """Folder of a LoRA adapter, merged into the model (by default the one it was trained on)."""
 
     pooling: str = "mean"
     """mean (the model card's recipe), mean_no_special, cls or max."""

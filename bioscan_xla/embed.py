@@ -10,7 +10,7 @@ import math
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from . import runtime
 from .command_line import check_keys, parse
 from .config import EmbedConfig
 from .dry_run import describe_plan
-from .encoder import Encoder, load_encoder, read_config
+from .encoder import DEFAULT_MODEL, Encoder, adapter_base, load_encoder, read_config
 from .errors import BioscanError, ConfigError
 from .inputs import expand_inputs, is_remote
 from .mirror import Mirror, restore
@@ -82,6 +82,8 @@ def run_embedding_pipeline(
 
 def embed(config: EmbedConfig, commit_by_time: bool = True) -> dict[str, Any] | None:
     """Run a config; None after a dry run, else what `run_embedding_pipeline` returns."""
+    if config.adapter and config.model == DEFAULT_MODEL:
+        config = replace(config, model=adapter_base(config.adapter) or DEFAULT_MODEL)
     sources = expand_inputs(config.input)
     device = runtime.open_device(config.device, config.dtype)
     reading = ReadOptions(

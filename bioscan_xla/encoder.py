@@ -188,6 +188,8 @@ def _absolute(name: str) -> str:
 def read_config(model: str, revision: str | None) -> EsmConfig:
     """Read a model's configuration and check that its family is supported; ModelError if not."""
     folder = Path(model)
+    if not folder.is_dir() and len(folder.parts) > 1 and folder.parent.is_dir():
+        raise ModelError(f"{model}: there is no such folder; check the path")
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise ModelError(f"{model}: has no config.json; name the folder that holds the model")
     try:
@@ -214,6 +216,15 @@ def read_config(model: str, revision: str | None) -> EsmConfig:
             "absolute ones of Nucleotide Transformer version 1"
         )
     return EsmConfig.from_dict(raw)
+
+
+def adapter_base(adapter: str) -> str | None:
+    """The model that a LoRA folder was trained on; None where it does not say."""
+    for folder in (Path(adapter) / "adapter", Path(adapter)):  # the first is fine-tuning's output
+        path = folder / "adapter_config.json"
+        if path.is_file():
+            return json.loads(path.read_text()).get("base_model_name_or_path") or None
+    return None
 
 
 def resolve_commit(model: str, revision: str | None) -> str:

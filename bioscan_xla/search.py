@@ -115,7 +115,7 @@ def _write(rows: list[dict], style: str) -> None:
 
 def _print_table(rows: list[dict]) -> None:
     if not rows:
-        print("nothing found")
+        print("nothing found: the table has no rows, or none that --where lets through")
         return
     # Columns that hold nothing in any row would only push the others off the screen.
     names = [name for name in _SHOWN if any(row.get(name) is not None for row in rows)]

@@ -110,7 +110,13 @@ class Store:
                 f"{uri}: the table {name!r} cannot be opened or created ({_first_line(error)}); "
                 "check the path, its permissions and the free space"
             ) from error
-        _compare(uri, name, table.schema, schema)
+        try:
+            _compare(uri, name, table.schema, schema)
+        except TableError:
+            if table.count_rows():
+                raise
+            # Begun by a run that failed before its first row: nothing to spoil.
+            table = database.create_table(name, schema=schema, mode="overwrite")
         return cls(uri, table, Rejections(uri, name, process_index, rule, sources))
 
     @property
@@ -265,9 +271,9 @@ def open_table(uri: str, name: str = "embeddings") -> Any:
     Raises:
         TableError: there is none; the message lists those that are.
     """
+    if "://" not in uri and not Path(uri).is_dir():
+        raise TableError(f"{uri}: no such database; check --db")
     try:
-        if "://" not in uri and not Path(uri).is_dir():
-            raise TableError(f"{uri}: no such database; check --db")
         database = lancedb.connect(uri)
         if _exists(database, name):
             return database.open_table(name)

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import EsmForMaskedLM, EsmModel
 
 from bioscan_xla.embed import run_embedding_pipeline
-from bioscan_xla.encoder import load_encoder
+from bioscan_xla.encoder import adapter_base, load_encoder
 from bioscan_xla.errors import ConfigError, ModelError, TableError
 from bioscan_xla.inference import embed_sequences, embed_text
 from bioscan_xla.runtime import open_device
@@ -232,3 +232,16 @@ def test_text_is_cleaned_first(model_folder, cpu):
     np.testing.assert_array_equal(embed_text(encoder, [messy]), embed_text(encoder, [clean]))
     with pytest.raises(ValueError, match="sequence 2 of 2"):
         embed_text(encoder, [clean, "protein"])
+
+
+def test_an_adapter_says_what_it_was_trained_on(tmp_path):
+    folder = tmp_path / "tuned/adapter"
+    folder.mkdir(parents=True)
+    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "a/b"}))
+    assert adapter_base(str(folder)) == adapter_base(str(folder.parent)) == "a/b"
+    assert adapter_base(str(tmp_path)) is None
+
+
+def test_a_mistyped_folder_is_not_looked_for_on_the_hub(tmp_path):
+    with pytest.raises(ModelError, match="no such folder"):
+        load_encoder(str(tmp_path / "modle"), device=open_device("cpu", "float32"))

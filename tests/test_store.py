@@ -94,7 +94,7 @@ def test_what_is_not_finite_in_the_table_is_found(tmp_path):
     ],
 )
 def test_another_way_of_making_rows_is_refused(tmp_path, change, message):
-    make(tmp_path)
+    fill(make(tmp_path), 0, 1)
     with pytest.raises(TableError, match=message):
         make(tmp_path, **change)
 
@@ -180,3 +180,12 @@ def test_absent_tables_are_named(tmp_path):
     make(tmp_path, "there")
     with pytest.raises(TableError, match="it has there"):
         open_table(str(tmp_path))
+
+
+def test_an_empty_table_binds_nobody(tmp_path):
+    make(tmp_path)  # a run that failed before its first row
+    store = make(tmp_path, fingerprint=FINGERPRINT | {"pooling": "cls"})
+    assert read_fingerprint(store.table)["pooling"] == "cls"
+    fill(store, 0, 2)
+    with pytest.raises(TableError, match="pooling"):
+        make(tmp_path)
