@@ -54,7 +54,14 @@ def _compatible(a: Lineage, b: Lineage) -> bool:
 
 @dataclass(frozen=True)
 class Conflict:
-    """One name with several sets of ancestors: a homonym, or contradicting lineages."""
+    """One name with several sets of ancestors: a homonym, or contradicting lineages.
+
+    Attributes:
+        rank: of the name.
+        name: the taxon.
+        ancestors: the lineages above it.
+        rows: which of the lineages given to `learn_labels` hold it.
+    """
 
     rank: str
     name: str
@@ -63,10 +70,12 @@ class Conflict:
 
     def __str__(self) -> str:
         """One line for a log."""
-        ways = " | ".join(";".join(name or "?" for name in chain) for chain in self.ancestors)
-        return (
-            f"{self.rank} {self.name!r} lies in {ways} (rows {', '.join(map(str, self.rows[:5]))})"
-        )
+        return f"{self.rank} {self.name!r} lies in {' | '.join(self.ways)}"
+
+    @property
+    def ways(self) -> list[str]:
+        """Each set of ancestors in words, highest rank first."""
+        return [";".join(name or "?" for name in chain) for chain in self.ancestors]
 
 
 @dataclass(frozen=True)

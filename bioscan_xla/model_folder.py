@@ -50,11 +50,26 @@ class History:
             self.path.write_text("".join(json.dumps(line) + "\n" for line in kept))
 
 
+def write_tables(
+    folder: Path,
+    split: Sequence[tuple[str, str]],
+    conflicts: Sequence[tuple[str, str, str, str]],
+) -> None:
+    """Write which sequence is in which part, and those with conflicting lineages, if any."""
+    tables = {"split": (("sequence_id", "part"), split)}
+    if conflicts:
+        tables["conflicts"] = (("rank", "name", "sequence_id", "lineage"), conflicts)
+    for name, (header, rows) in tables.items():
+        with (folder / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(header)
+            writer.writerows(rows)
+
+
 def write_model_folder(
     config: FinetuneConfig,
     classifier: TaxonomyClassifier,
     space: LabelSpace,
-    split: Sequence[tuple[str, str]],
     result: Mapping[str, Any],
     facts: Mapping[str, Any],
     history: Sequence[Mapping[str, Any]],
@@ -78,10 +93,6 @@ def write_model_folder(
     space.save(folder / "labels.json")
     (folder / "config.yaml").write_text(yaml.safe_dump(dataclasses.asdict(config), sort_keys=False))
     (folder / "metrics.json").write_text(json.dumps(result, indent=1) + "\n")
-    with (folder / "split.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(("sequence_id", "part"))
-        writer.writerows(split)
     write_card(folder, config, space, result["evaluation"], facts)
     draw_curves(folder / "curves.png", history)
     if config.save_merged:

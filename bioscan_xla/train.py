@@ -16,7 +16,12 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, is_torch_xla_available
+from accelerate.utils import (
+    DataLoaderConfiguration,
+    broadcast_object_list,
+    gather_object,
+    is_torch_xla_available,
+)
 
 from . import runtime
 from .batches import FIRST_POSITION
@@ -25,10 +30,10 @@ from .classifier import TaxonomyClassifier
 from .encoder import load_model, resolve_commit
 from .errors import ConfigError, DeviceError, InputError
 from .evaluation import predict
-from .labels import learn_labels
+from .labels import known_lineage, learn_labels
 from .lora import attach_adapter, count_parameters
 from .metrics import evaluate
-from .model_folder import History, push_to_hub, write_model_folder
+from .model_folder import History, push_to_hub, write_model_folder, write_tables
 from .sources import ReadOptions
 from .splits import EVAL, NOVEL, TRAIN, split_rows
 from .stopping import stop_on_signal
@@ -41,14 +46,20 @@ from .training_loop import Data, Loop
 
 log = logging.getLogger("bioscan_xla.train")
 
+_CONFLICTS_SHOWN = 5
+
 
 def prepare_data(config: FinetuneConfig) -> Data:
-    """Read, split and label; conflicts in the lineages are logged."""
+    """Read, split and label; conflicts in the lineages are returned and logged."""
     reading = ReadOptions(columns=config.columns, header_taxonomy=config.header_taxonomy)
     examples = read_examples(config.train, reading, config.taxonomy)
-    space, conflicts = learn_labels(examples.lineages, config.min_sequences)
-    for conflict in conflicts:
-        log.warning("conflicting lineages: %s", conflict)
+    lineages = [known_lineage(raw) for raw in examples.lineages]
+    space, conflicts = learn_labels(lineages, config.min_sequences)
+    for conflict in conflicts[:_CONFLICTS_SHOWN]:
+        rows = conflict.rows[:_CONFLICTS_SHOWN]
+        log.warning("%s (%s)", conflict, ", ".join(examples.ids[row] for row in rows))
+    if len(conflicts) > _CONFLICTS_SHOWN:
+        log.warning("%d names in all have two lineages: see conflicts.csv", len(conflicts))
     labels = space.encode(examples.lineages)
     if config.eval:
         held = read_examples(config.eval, reading, config.taxonomy)
@@ -76,7 +87,17 @@ def prepare_data(config: FinetuneConfig) -> Data:
             f"{config.train}: no class has {config.min_sequences} sequences; lower --min-sequences"
         )
     return Data(
-        train, held, space, space.encode(train.lineages), space.encode(held.lineages), split
+        train,
+        held,
+        space,
+        space.encode(train.lineages),
+        space.encode(held.lineages),
+        split,
+        [
+            (c.rank, c.name, examples.ids[row], ";".join(name or "" for name in lineages[row]))
+            for c in conflicts
+            for row in c.rows
+        ],
     )
 
 
@@ -99,8 +120,12 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         mixed_precision="no",
         project_dir=str(output),
         log_with=None if config.tracker == "none" else config.tracker,
+        # The batch is one over all processes, so a step of the scheduler is one step.
+        dataloader_config=DataLoaderConfiguration(split_batches=True),
     )
     data = prepare_data(config)
+    if accelerator.is_main_process:
+        write_tables(output, data.split, data.conflicts)
     commit = resolve_commit(config.model, config.revision)
     base = load_model(config.model, device.dtype, commit or None)
     max_tokens = base.config.max_position_embeddings - FIRST_POSITION
@@ -140,10 +165,10 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
     scheduler = torch.optim.lr_scheduler.LambdaLR(
         optimizer, _Schedule(min(config.warmup_steps, updates // 10), updates)
     )
-    model, optimizer = accelerator.prepare(classifier, optimizer)
+    model, optimizer, scheduler = accelerator.prepare(classifier, optimizer, scheduler)
     register_hooks(accelerator)
     cursor = Cursor(run_id=uuid.uuid4().hex[:12])
-    accelerator.register_for_checkpointing(cursor, scheduler)
+    accelerator.register_for_checkpointing(cursor)
     checkpoints = Checkpoints(accelerator, config, data.space)
     torch.manual_seed(config.seed + 1 + accelerator.process_index)
     history = History(output / "metrics.jsonl")
@@ -194,10 +219,10 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         "interrupted": None,
         "evaluation": {},
     }
+    probabilities, vectors = _predict_eval(accelerator, classifier, device, data, max_tokens)
     if accelerator.is_main_process:
-        probabilities, truth, vectors = _predict_eval(classifier, device, data, max_tokens)
         if len(data.eval):
-            result["evaluation"] = evaluate(probabilities, truth, data.space)
+            result["evaluation"] = evaluate(probabilities, data.eval_labels, data.space)
         facts = {
             "train": len(data.train),
             "eval": len(data.eval),
@@ -209,11 +234,10 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
             config,
             classifier,
             data.space,
-            data.split,
             result,
             facts,
             history.lines(),
-            (probabilities, truth, vectors),
+            (probabilities, data.eval_labels, vectors),
         )
         if config.push_to_hub:
             push_to_hub(config.output, config.push_to_hub)
@@ -235,12 +259,12 @@ def _evaluate(
     data: Data,
     max_tokens: int,
 ) -> dict[str, float]:
-    """Figures of the evaluation part, computed by the main process and told to all."""
+    """Figures of the evaluation part, the same in every process."""
     figures: list[dict[str, float]] = [{}]
+    probabilities, vectors = _predict_eval(accelerator, classifier, device, data, max_tokens)
     if accelerator.is_main_process and len(data.eval):
-        probabilities, truth, vectors = _predict_eval(classifier, device, data, max_tokens)
         # Vectors that shrink to a point or blow up are seen here before the accuracy falls.
-        figures[0] = evaluate(probabilities, truth, data.space) | {
+        figures[0] = evaluate(probabilities, data.eval_labels, data.space) | {
             "vector_norm": float(np.linalg.norm(vectors, axis=1).mean()),
             "vector_variance": float(vectors.var(0).mean()),
         }
@@ -249,10 +273,26 @@ def _evaluate(
 
 
 def _predict_eval(
-    classifier: TaxonomyClassifier, device: runtime.Device, data: Data, max_tokens: int
-) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
-    probabilities, vectors = predict(classifier, device, data.eval.sequences, max_tokens)
-    return probabilities, data.eval_labels, vectors
+    accelerator: Any,
+    classifier: TaxonomyClassifier,
+    device: runtime.Device,
+    data: Data,
+    max_tokens: int,
+) -> tuple[list[np.ndarray], np.ndarray]:
+    """Probabilities and vectors of the evaluation part; each process computes its share."""
+    index, count = accelerator.process_index, accelerator.num_processes
+    own = predict(classifier, device, data.eval.sequences[index::count], max_tokens)
+    if count == 1:
+        return own
+    parts = [part for part in gather_object([own]) if len(part[1])]
+    if not parts:
+        return own
+    order = np.concatenate([np.arange(at, len(data.eval), count) for at in range(len(parts))])
+    back = np.argsort(order)
+    probabilities = [
+        np.concatenate(rank)[back] for rank in zip(*(part[0] for part in parts), strict=True)
+    ]
+    return probabilities, np.concatenate([part[1] for part in parts])[back]
 
 
 def parameter_groups(module: torch.nn.Module, config: FinetuneConfig) -> list[dict[str, Any]]:

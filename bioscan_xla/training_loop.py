@@ -51,6 +51,7 @@ class Data:
     train_labels: np.ndarray
     eval_labels: np.ndarray
     split: list[tuple[str, str]]  # (id, part)
+    conflicts: list[tuple[str, str, str, str]]  # (rank, name, id, lineage), of conflicting lineages
 
 
 class _Rate:
@@ -246,14 +247,28 @@ class Loop:
             if torch.isfinite(norm):
                 self.optimizer.step()
         else:
-            # Asking would wait for the device: there a bad gradient becomes none at all.
-            good = torch.isfinite(norm)
-            for parameter in self.trained:
-                parameter.grad = torch.where(good, parameter.grad, 0.0)  # type: ignore[arg-type]
-            self.optimizer.step()
+            self._step_where(torch.isfinite(norm))
         self.scheduler.step()
         self.optimizer.zero_grad()
         return norm.detach()
+
+    @torch.no_grad()
+    def _step_where(self, good: torch.Tensor) -> None:
+        """Update where `good` holds, else change nothing; to ask which would wait for the device."""
+        state = [
+            value
+            for values in self.optimizer.state.values()
+            for value in values.values()
+            if torch.is_tensor(value) and value.device.type != "cpu"
+        ]
+        # State that this step makes anew begins at zero, which a gradient of zero leaves.
+        for parameter in self.trained:
+            parameter.grad = torch.where(good, parameter.grad, 0.0)  # type: ignore[arg-type]
+        kept = [*self.trained, *state]
+        before = [value.clone() for value in kept]
+        self.optimizer.step()
+        for value, old in zip(kept, before, strict=True):
+            value.copy_(torch.where(good, value, old))
 
     def _read(self) -> None:
         """Fetch what the device has accumulated since the last look."""
