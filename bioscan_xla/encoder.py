@@ -161,6 +161,7 @@ def load_encoder(
         esm.encoder.emb_layer_norm_after = None
     esm.to(dtype=device.dtype).eval().requires_grad_(False)
     if device.kind == "cpu":
+        runtime.keep_large_buffers()
         reorder_linear_layers(esm)
     else:
         esm.to(device=device.torch_device)

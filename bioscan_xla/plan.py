@@ -144,17 +144,22 @@ def plan_finetuning(config: FinetuneConfig, topology: Topology) -> dict[str, Any
     steps: dict[int, list[np.ndarray]] = defaultdict(list)
     for width, members in plan_epoch(num_tokens, max_tokens, config.batch_size, config.seed, 0):
         steps[width].append(members)
-    programs, totals = [], Totals()
-    for width, made in sorted(steps.items()):
+
+    def compile_step(width: int, gradient_checkpointing: bool) -> Compiled:
+        options = dataclasses.asdict(config) | {"gradient_checkpointing": gradient_checkpointing}
         program = trace(
             "finetune",
             model,
             config.dtype,
             (rows, width, 1),
-            options=dataclasses.asdict(config),
+            options=options,
             num_classes=num_classes,
         )
-        compiled = compile_for(program, topology, rows, in_place=True)
+        return compile_for(program, topology, rows, in_place=True)
+
+    programs, totals = [], Totals()
+    for width, made in sorted(steps.items()):
+        compiled = compile_step(width, config.gradient_checkpointing)
         lengths = [np.minimum(num_tokens[members], max_tokens) for members in made]
         totals.useful_tokens += int(sum(part.sum() for part in lengths))
         totals.computed_tokens += len(made) * rows * width
@@ -166,7 +171,14 @@ def plan_finetuning(config: FinetuneConfig, topology: Topology) -> dict[str, Any
             for part in lengths
         )
         programs.append(Program(rows, width, 1, len(made), useful / len(made), compiled))
-    return _summary(programs, topology, len(sequences), totals)
+    # The widest step the other way: what checkpointing would save or cost.
+    widest, other = programs[-1], not config.gradient_checkpointing
+    twin = dataclasses.replace(widest, compiled=compile_step(widest.width, other))
+    result = _summary(programs, topology, len(sequences), totals)
+    return result | {
+        "gradient_checkpointing": config.gradient_checkpointing,
+        "widest_otherwise": _line(twin, topology),
+    }
 
 
 def trace(
@@ -174,11 +186,13 @@ def trace(
     model: EsmConfig,
     dtype: str | None,
     shape: tuple[int, int, int],
+    command: Sequence[str] = ("-m", "bioscan_xla.trace_program"),
     **more: Any,
 ) -> bytes:
     """The program of a job for a batch of (rows, tokens, segments), traced in its own process.
 
     torch_xla's CPU backend traces it; a process that has loaded that cannot load the TPU compiler.
+    `command` is what Python runs, with the job as its last argument.
     """
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
@@ -187,7 +201,7 @@ def trace(
         said.write_text(json.dumps(words | {"shape": shape} | more))
         device = {"PJRT_DEVICE": "CPU", "CPU_NUM_DEVICES": "1", "USE_TORCH_XLA": "1"}
         done = subprocess.run(
-            [sys.executable, "-m", "bioscan_xla.trace_program", str(said)],
+            [sys.executable, *command, str(said)],
             env={**os.environ, **device},
             capture_output=True,
             text=True,
@@ -198,10 +212,32 @@ def trace(
         return out.read_bytes()
 
 
+def _line(program: Program, topology: Topology) -> dict[str, Any]:
+    compiled = program.compiled
+    return {
+        "rows": program.rows,
+        "tokens": program.width,
+        "segments": program.segments,
+        "batches": program.batches,
+        "fits": compiled.peak_bytes is not None and compiled.peak_bytes <= topology.hbm_bytes,
+        "error": compiled.error,
+        "argument_gib": compiled.argument_bytes / GIB,
+        "temporary_gib": compiled.temporary_bytes / GIB,
+        "peak_gib": (compiled.peak_bytes or 0) / GIB,
+        "peak_share": (compiled.peak_bytes or 0) / topology.hbm_bytes,
+        "flops": compiled.flops,
+        "flops_over_ideal": compiled.flops * topology.num_cores / program.useful_flops,
+        "bytes": compiled.bytes_accessed,
+        "collectives": compiled.collectives or {},
+        "host_transfers": compiled.host_transfers,
+        "compile_seconds": compiled.seconds,
+    }
+
+
 def _summary(
     programs: Sequence[Program], topology: Topology, num_sequences: int, totals: Totals
 ) -> dict[str, Any]:
-    lines, seconds, flops, useful = [], 0.0, 0.0, 0.0
+    seconds, flops, useful = 0.0, 0.0, 0.0
     bottlenecks: dict[str, float] = defaultdict(float)
     for program in programs:
         compiled = program.compiled
@@ -212,27 +248,7 @@ def _summary(
         bottlenecks["arithmetic" if compute >= memory else "memory"] += program.batches * least
         flops += program.batches * compiled.flops * topology.num_cores
         useful += program.batches * program.useful_flops
-        fits = compiled.peak_bytes is not None and compiled.peak_bytes <= topology.hbm_bytes
-        lines.append(
-            {
-                "rows": program.rows,
-                "tokens": program.width,
-                "segments": program.segments,
-                "batches": program.batches,
-                "fits": fits,
-                "error": compiled.error,
-                "argument_gib": compiled.argument_bytes / GIB,
-                "temporary_gib": compiled.temporary_bytes / GIB,
-                "peak_gib": (compiled.peak_bytes or 0) / GIB,
-                "peak_share": (compiled.peak_bytes or 0) / topology.hbm_bytes,
-                "flops": compiled.flops,
-                "flops_over_ideal": compiled.flops * topology.num_cores / program.useful_flops,
-                "bytes": compiled.bytes_accessed,
-                "collectives": compiled.collectives or {},
-                "host_transfers": compiled.host_transfers,
-                "compile_seconds": compiled.seconds,
-            }
-        )
+    lines = [_line(program, topology) for program in programs]
     fits = all(line["fits"] for line in lines)
     bound = 3600 * num_sequences / seconds if fits and seconds else None
     return {
@@ -259,20 +275,10 @@ def describe(result: dict[str, Any]) -> str:
         f"{'rows x tokens':>14} {'fits':>5} {'weights':>8} {'temp.':>8} {'peak GiB':>13} "
         f"{'TFLOP':>7} {'/ideal':>7} {'GiB moved':>10} {'compile':>8}  collectives",
     ]
-    for item in result["programs"]:
-        collectives = ", ".join(
-            f"{count} {kind} ({size / 2**20:.1f} MiB)"
-            for kind, (count, size) in item["collectives"].items()
-        )
-        lines.append(
-            f"{item['rows']:>6} x {item['tokens']:<5} {'yes' if item['fits'] else 'NO':>5} "
-            f"{item['argument_gib']:8.2f} {item['temporary_gib']:8.2f} "
-            f"{item['peak_gib']:6.2f} ({item['peak_share']:4.0%}) {item['flops'] / 1e12:7.2f} "
-            f"{item['flops_over_ideal']:7.2f} {item['bytes'] / GIB:10.1f} "
-            f"{item['compile_seconds']:6.0f} s  {collectives or 'none'}"
-            + (f"; {item['host_transfers']} host transfers" if item["host_transfers"] else "")
-            + (f"\n       {item['error']}" if item["error"] else "")
-        )
+    lines += map(_describe_program, result["programs"])
+    if (twin := result.get("widest_otherwise")) is not None:
+        how = "without" if result["gradient_checkpointing"] else "with"
+        lines.append(f"the widest {how} --gradient-checkpointing:\n{_describe_program(twin)}")
     lines.append(
         f"{len(result['programs'])} program(s), {result['compile_seconds']:.0f} s to compile here; "
         f"real tokens {result['useful_token_fraction']:.1%}; "
@@ -286,10 +292,26 @@ def describe(result: dict[str, Any]) -> str:
         )
     else:
         lines.append(
-            "does not fit: take --gradient_checkpointing true (finetune), --shard_parameters true "
+            "does not fit: take --gradient-checkpointing true (finetune), --shard-parameters true "
             "(embed), or a larger topology"
         )
     return "\n".join(lines)
+
+
+def _describe_program(item: dict[str, Any]) -> str:
+    collectives = ", ".join(
+        f"{count} {kind} ({size / 2**20:.1f} MiB)"
+        for kind, (count, size) in item["collectives"].items()
+    )
+    return (
+        f"{item['rows']:>6} x {item['tokens']:<5} {'yes' if item['fits'] else 'NO':>5} "
+        f"{item['argument_gib']:8.2f} {item['temporary_gib']:8.2f} "
+        f"{item['peak_gib']:6.2f} ({item['peak_share']:4.0%}) {item['flops'] / 1e12:7.2f} "
+        f"{item['flops_over_ideal']:7.2f} {item['bytes'] / GIB:10.1f} "
+        f"{item['compile_seconds']:6.0f} s  {collectives or 'none'}"
+        + (f"; {item['host_transfers']} host transfers" if item["host_transfers"] else "")
+        + (f"\n       {item['error']}" if item["error"] else "")
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

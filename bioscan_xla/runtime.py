@@ -107,7 +107,6 @@ def open_device(name: str = "auto", dtype: str | None = None) -> Device:
             raise DeviceError("no CUDA GPU is usable here; take --device cpu or --device auto")
         device = Device(kind, torch.device("cuda"), DTYPES[dtype], None, 1, why)
     else:
-        _keep_large_buffers()
         device = Device(kind, torch.device("cpu"), DTYPES[dtype], None, 1, why)
     log.info("device %s (%d), %s: %s", device.kind, device.num_devices, dtype, why)
     return device
@@ -143,8 +142,12 @@ def _open_xla(dtype: torch.dtype, why: str) -> Device:
         ) from error
 
 
-def _keep_large_buffers() -> None:
-    """Ask glibc to keep large freed buffers, so that activations do not fault their pages anew."""
+def keep_large_buffers() -> None:
+    """Ask glibc to keep large freed buffers, so that activations do not fault their pages anew.
+
+    For inference on a CPU, whose batches are all alike; training's are not, and would leave the
+    heap in pieces three times the size.
+    """
     if platform.libc_ver()[0] != "glibc":
         return
     libc = ctypes.CDLL(None)

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
@@ -227,6 +228,21 @@ def test_eight_device_mesh_equals_plain_cpu(options, tmp_path):
     assert 0 < compiles[0] <= compiles[1] == compiles[2]
 
 
+@pytest.mark.slow
+@pytest.mark.xla
+@needs_xla
+def test_killed_and_resumed_on_the_mesh(options, tmp_path):
+    same = options | {"dropout": 0.0, "device": "xla", "checkpoint_minutes": 1e-9}
+    whole, broken = (same | {"output": str(tmp_path / name)} for name in ("whole", "broken"))
+    mesh = {"PJRT_DEVICE": "CPU", "CPU_NUM_DEVICES": "8"}
+    first = json.loads(run(whole, env=mesh).stdout.splitlines()[-1])
+    killed = run(broken, env=mesh | {"KILL_AT": "5"}, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    second = json.loads(run(broken, env=mesh).stdout.splitlines()[-1])
+    assert difference(whole["output"], broken["output"]) < 1e-6
+    assert second["epoch_2_loss"] == pytest.approx(first["epoch_2_loss"], rel=1e-6)
+
+
 def test_taxonomy_tsv_is_joined_by_id(options, tmp_path):
     fasta, tsv = tmp_path / "a.fasta", tmp_path / "taxonomy.tsv"
     letters = np.array(list("ACGT"))
@@ -242,6 +258,25 @@ def test_taxonomy_tsv_is_joined_by_id(options, tmp_path):
     assert prepare_data(config).space.names(1) == ["Annelida", "Cnidaria"]
     with pytest.raises(InputError, match="no sequence has a name"):
         prepare_data(FinetuneConfig(**options | {"train": str(fasta)}))
+
+
+def test_conflicting_lineages_and_the_split_are_on_disk_before_training(options, monkeypatch):
+    table = pq.read_table(options["train"])
+    phylum = table["phylum"].to_pylist()
+    genus = next(name for name in table["genus"].to_pylist() if name)
+    first = table["genus"].to_pylist().index(genus)
+    phylum[first] = "Elsewhere"
+    changed = table.set_column(table.schema.get_field_index("phylum"), "phylum", [phylum])
+    path = Path(options["output"]).with_name("changed.parquet")
+    pq.write_table(changed, path)
+    monkeypatch.setattr(training_loop.Loop, "run_epoch", lambda self, stop: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        finetune(FinetuneConfig(**options | {"train": str(path)}))
+    rows = Path(options["output"], "conflicts.csv").read_text().splitlines()
+    name = table["sequence_id"][first].as_py()
+    assert any(row.startswith(f"genus,{genus},{name},") and "Elsewhere" in row for row in rows)
+    split = Path(options["output"], "split.csv").read_text().splitlines()
+    assert {row.split(",")[1] for row in split[1:]} == {"train", "eval"}
 
 
 def test_novel_taxa_are_held_out(options):

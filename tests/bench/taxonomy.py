@@ -1,11 +1,11 @@
 """Per-rank accuracy of a fine-tuned small encoder against 1-nearest-neighbour on 6-mer counts.
 
-`python tests/bench/taxonomy.py FILE.parquet [--encoder FOLDER] [--references 10000]` draws
-references, and queries whose class is among them; pre-trains a small encoder on the references
-(unless one is given), fine-tunes it on them, and names the queries in three ways: by the nearest
-reference in 6-mer counts (cosine), by the heads, and by the nearest reference among the vectors of
-the classifier. A name counts as right if it is equal; a query whose name is not among the
-references counts, as wrong, for all three.
+`python tests/bench/taxonomy.py FILE.parquet [--encoder FOLDER] [--references 20000]` draws
+references, and queries whose class is among them; fine-tunes an encoder on the references (the one
+given, or one of random weights, whose embeddings and linear layers then all get an adapter), and
+names the queries in three ways: by the nearest reference in 6-mer counts (cosine), by the heads, and
+by the nearest reference among the vectors of the classifier. A name counts as right if it is equal;
+a query whose name is not among the references counts, as wrong, for all three.
 """
 
 import argparse
@@ -20,7 +20,8 @@ import pyarrow.parquet as pq
 import torch
 
 from bioscan_xla.finetune import finetune
-from bioscan_xla.training_config import FinetuneConfig, PretrainConfig
+from bioscan_xla.sample import write_model
+from bioscan_xla.training_config import FinetuneConfig
 
 RANKS = ("phylum", "class", "order", "family", "genus", "species")
 
@@ -77,10 +78,10 @@ def main():
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("file", type=Path)
-    parser.add_argument("--encoder", type=Path, help="a pre-trained model; else one is made")
-    parser.add_argument("--references", type=int, default=10_000)
+    parser.add_argument("--encoder", type=Path, help="a pre-trained model; else random weights")
+    parser.add_argument("--layers", type=int, default=1, help="of the encoder of random weights")
+    parser.add_argument("--references", type=int, default=20_000)
     parser.add_argument("--queries", type=int, default=1_500)
-    parser.add_argument("--pretrain-steps", type=int, default=300)
     parser.add_argument("--learning-rate", type=float, default=3e-3)
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--work", type=Path, default=Path("taxonomy-bench"))
@@ -92,28 +93,22 @@ def main():
     references, queries = draw(options.file, options.references, options.queries)
     pq.write_table(references, work / "references.parquet")
     pq.write_table(queries, work / "queries.parquet")
-    encoder = options.encoder or work / "encoder"
-    if not (encoder / "config.json").is_file():
-        from bioscan_xla.pretrain import pretrain
-
-        pretrain(
-            PretrainConfig(
-                input=str(work / "references.parquet"),
-                output=str(encoder),
-                layers=2,
-                max_steps=options.pretrain_steps,
-            )
-        )
+    encoder, targets = options.encoder, ["query", "value"]
+    if encoder is None:
+        encoder, targets = work / "encoder", ["word_embeddings", "query", "key", "value", "dense"]
+        write_model(encoder, hidden=256, layers=options.layers)
     finetune(
         FinetuneConfig(
             train=str(work / "references.parquet"),
             eval=str(work / "queries.parquet"),
             output=str(work / "classifier"),
             model=str(encoder),
+            targets=targets,
+            rank=64,
+            alpha=64,
+            device="cpu",
             dtype="float32",
-            batch_size=16,
             dropout=0.0,
-            frame_shift=False,
             min_sequences=1,
             num_epochs=options.epochs,
             learning_rate=options.learning_rate,
@@ -124,7 +119,7 @@ def main():
     from bioscan_xla.evaluation import predict
     from bioscan_xla.runtime import open_device
 
-    device = open_device("auto", "float32")
+    device = open_device("cpu", "float32")
     classifier = load_classifier(work / "classifier", device)
     cleaned = [_clean(table) for table in (references, queries)]
     _, reference_vectors = predict(classifier, device, cleaned[0], 1000)
