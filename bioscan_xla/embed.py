@@ -25,6 +25,7 @@ from .mirror import Mirror, restore
 from .pipeline import Outcome, run
 from .progress import Progress
 from .records import read_chunks
+from .sample import provide_demo
 from .sources import ReadOptions, count_rows, metadata_schema
 from .stopping import Stop, stop_on_signal
 from .store import Store, recorded_revision, table_schema
@@ -251,6 +252,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.getLogger("bioscan_xla").setLevel(logging.INFO)
     try:
         config = parse(EmbedConfig, arguments, "python -m bioscan_xla.embed")
+        provide_demo(config.input, config.model)
         result = embed(config)
     except BioscanError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -13,6 +13,7 @@ from typing import Any
 from .command_line import check_keys, parse
 from .errors import BioscanError
 from .runtime import choose
+from .sample import provide_demo
 from .taxonomy import RANKS
 from .training_config import FinetuneConfig
 
@@ -114,7 +115,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.getLogger("bioscan_xla").setLevel(logging.INFO)
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     try:
-        result = finetune(parse(FinetuneConfig, arguments, "launch/finetune.py"))
+        config = parse(FinetuneConfig, arguments, "launch/finetune.py")
+        provide_demo(config.train, config.model)
+        result = finetune(config)
     except BioscanError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

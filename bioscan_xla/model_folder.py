@@ -56,7 +56,9 @@ def write_tables(
     conflicts: Sequence[tuple[str, str, str, str]],
 ) -> None:
     """Write which sequence is in which part, and those with conflicting lineages, if any."""
-    tables = {"split": (("sequence_id", "part"), split)}
+    tables: dict[str, tuple[tuple[str, ...], Sequence[tuple[str, ...]]]] = {
+        "split": (("sequence_id", "part"), split)
+    }
     if conflicts:
         tables["conflicts"] = (("rank", "name", "sequence_id", "lineage"), conflicts)
     for name, (header, rows) in tables.items():

@@ -8,6 +8,8 @@ The model has the architecture and vocabulary of Nucleotide Transformer with ran
 """
 
 import argparse
+import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +22,8 @@ from .tokens import CLS_ID, MASK_ID, PAD_ID, VOCABULARY, save_tokenizer
 
 if TYPE_CHECKING:
     from transformers import EsmConfig
+
+log = logging.getLogger(__name__)
 
 _LINEAGES = """
 Animalia;Annelida;Polychaeta;Sabellida;Siboglinidae;Riftia;Riftia pachyptila
@@ -179,16 +183,30 @@ def write_model(
     save_tokenizer(folder)
 
 
+def write_all(folder: Path, num_sequences: int = 400) -> None:
+    """Write the sample, the queries and the model into a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_sample(folder / "sample.parquet", num_sequences)
+    write_query(folder / "query.fasta")
+    write_model(folder / "model")
+
+
+def provide_demo(inputs: Sequence[str], model: str) -> None:
+    """Write the folder `demo` if a demo config asks for it and it is not there."""
+    folder = Path("demo")
+    asked = list(inputs) == [f"{folder}/sample.parquet"] and model == f"{folder}/model"
+    if asked and not folder.exists():
+        log.info("writing the built-in sample and model into %s", folder.resolve())
+        write_all(folder)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Write the sample, the queries and the model into a folder."""
     parser = argparse.ArgumentParser(prog="python -m bioscan_xla.sample", description=main.__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--num-sequences", type=int, default=400)
     options = parser.parse_args(arguments)
-    options.folder.mkdir(parents=True, exist_ok=True)
-    write_sample(options.folder / "sample.parquet", options.num_sequences)
-    write_query(options.folder / "query.fasta")
-    write_model(options.folder / "model")
+    write_all(options.folder, options.num_sequences)
     print(
         f"{options.folder}: sample.parquet ({options.num_sequences} simulated sequences and 2 "
         "unusable ones), query.fasta, model (ESM, 2 layers, random weights)"

@@ -254,7 +254,7 @@ class Loop:
 
     @torch.no_grad()
     def _step_where(self, good: torch.Tensor) -> None:
-        """Update where `good` holds, else change nothing; to ask which would wait for the device."""
+        """Update where `good` holds, else change nothing; asking it would wait for the device."""
         state = [
             value
             for values in self.optimizer.state.values()

@@ -1,11 +1,11 @@
 """Per-rank accuracy of a fine-tuned small encoder against 1-nearest-neighbour on 6-mer counts.
 
 `python tests/bench/taxonomy.py FILE.parquet [--encoder FOLDER] [--references 20000]` draws
-references, and queries whose class is among them; fine-tunes an encoder on the references (the one
-given, or one of random weights, whose embeddings and linear layers then all get an adapter), and
-names the queries in three ways: by the nearest reference in 6-mer counts (cosine), by the heads, and
-by the nearest reference among the vectors of the classifier. A name counts as right if it is equal;
-a query whose name is not among the references counts, as wrong, for all three.
+references, and queries whose class is among them; fine-tunes an encoder on the references (the
+one given, or one of random weights, whose embeddings and linear layers then all get an adapter),
+and names the queries in three ways: by the nearest reference in 6-mer counts (cosine), by the
+heads, and by the nearest reference among the vectors of the classifier. A name counts as right if
+it is equal; a query whose name is not among the references counts, as wrong, for all three.
 """
 
 import argparse

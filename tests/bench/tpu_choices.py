@@ -59,7 +59,12 @@ def report(name, topology, rows, width, command=None, shard=False):
     segments = layout("xla", topology.num_cores).max_segments * width // 1024
     more = {"command": command} if command else {}
     program = trace(
-        "embed", esm_config(2560, 32, 20), "bfloat16", (rows, width, segments), pooling="mean", **more
+        "embed",
+        esm_config(2560, 32, 20),
+        "bfloat16",
+        (rows, width, segments),
+        pooling="mean",
+        **more,
     )
     made = compile_for(program, topology, rows, shard)
     if made.peak_bytes is None:
