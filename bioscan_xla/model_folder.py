@@ -86,6 +86,7 @@ def write_model_folder(
         if name.startswith("encoder.")
     }
     classifier.encoder.save_pretrained(folder / "adapter", state_dict=adapter)  # type: ignore[operator]
+    (folder / "adapter" / "README.md").unlink(missing_ok=True)  # PEFT's empty form; ours is above
     heads = {
         name.removeprefix("heads."): value
         for name, value in state.items()
