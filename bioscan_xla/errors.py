@@ -23,3 +23,7 @@ class DeviceError(BioscanError, RuntimeError):
 
 class TableError(BioscanError, RuntimeError):
     """The LanceDB table cannot be opened, written, or belongs to another run."""
+
+
+class SyncError(BioscanError, RuntimeError):
+    """A copy between two places cannot begin, broke off, or is not the same afterwards."""

@@ -41,13 +41,16 @@ def copy_database(source: str | Path, destination: str | Path) -> int:
     return copied
 
 
+def is_manifest(path: Path) -> bool:
+    """True for the files of a table that name its other files."""
+    return "_versions" in path.parts
+
+
 def _files(folder: Path, manifests: bool) -> list[Path]:
     return sorted(
         path.relative_to(folder)
         for path in folder.rglob("*")
-        if path.is_file()
-        and not path.name.endswith(".part")
-        and ("_versions" in path.parts) == manifests
+        if path.is_file() and not path.name.endswith(".part") and is_manifest(path) == manifests
     )
 
 

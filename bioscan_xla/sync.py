@@ -1,0 +1,196 @@
+"""Copy data and tables between places: `python -m bioscan_xla.sync SOURCE DESTINATION`.
+
+Enters: two addresses (a folder, a mounted Drive, `gs://`, `s3://`, a remote of rclone). Leaves: the
+destination with all files of the source. Guaranteed: a LanceDB table at the destination is readable
+at every moment, because its manifests (`_versions`) come after the files that they name and go
+before them; nothing is deleted unless asked; what is there already is not copied again.
+"""
+
+import argparse
+import logging
+import re
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from .errors import BioscanError, SyncError
+from .inputs import is_data_name
+from .mirror import is_manifest
+from .transfer import Engine, local_folder, open_engine
+
+log = logging.getLogger("bioscan_xla.sync")
+
+_SHOWN = 20
+
+
+def sync(
+    source: str,
+    destination: str,
+    *,
+    delete: bool = False,
+    dry_run: bool = False,
+    without_rclone: bool = False,
+) -> dict[str, Any]:
+    """Bring a destination up to a source.
+
+    Args:
+        source: a folder or a file here, a URL, or a remote of rclone (`drive:folder`).
+        destination: a folder, a URL or a remote; what a copied file is called stays the same.
+        delete: also delete at the destination what the source has not.
+        dry_run: only tell what would be done.
+        without_rclone: take fsspec though rclone is installed.
+
+    Returns:
+        `copied`, `bytes`, `kept` (there already), `deleted` (files), `to_copy`, `to_delete`
+        (names), `seconds`, `engine`.
+
+    Raises:
+        SyncError: source missing or empty, places inside each other, a transfer that failed, a
+            file that is not the same afterwards.
+    """
+    started = time.monotonic()
+    source, only = _check_places(source, destination)
+    engine = open_engine(source, destination, without_rclone)
+    ours = _list_source(engine)
+    if only is not None:
+        ours = {name: size for name, size in ours.items() if name == only}
+    if not ours:
+        raise SyncError(f"{source}: is not there or holds no file; is the drive mounted?")
+    there = engine.files(at_source=False)
+    both = [name for name in ours if there.get(name) == ours[name]]
+    changed = set(engine.different(both)) if both else set()
+    to_copy = [name for name in ours if name not in there or name in changed or name not in both]
+    to_delete = sorted(set(there) - set(ours)) if delete and only is None else []
+    result = {
+        "copied": 0 if dry_run else len(to_copy),
+        "bytes": sum(ours[name] for name in to_copy),
+        "kept": len(ours) - len(to_copy),
+        "deleted": 0 if dry_run else len(to_delete),
+        "to_copy": _ordered(to_copy, manifests_last=True),
+        "to_delete": _ordered(to_delete, manifests_last=False),
+        "engine": engine.name,
+    }
+    if not dry_run:
+        _carry_out(engine, result)
+    return result | {"seconds": time.monotonic() - started}
+
+
+def _list_source(engine: Engine) -> dict[str, int]:
+    found = engine.files(at_source=True)
+    manifests = {name: size for name, size in found.items() if is_manifest(Path(name))}
+    if manifests:
+        # Listed again: all files that these manifests name are in the later list, even of a table
+        # that is being written.
+        found = engine.files(at_source=True)
+    others = {name: size for name, size in found.items() if not is_manifest(Path(name))}
+    return {n: size for n, size in (others | manifests).items() if not n.endswith(".part")}
+
+
+def _check_places(source: str, destination: str) -> tuple[str, str | None]:
+    """The source folder and, where a single file is meant, its name."""
+    here, there = local_folder(source), local_folder(destination)
+    only = None
+    if here is not None:
+        if not here.exists():
+            raise SyncError(f"{source}: there is no such file or folder; is the drive mounted?")
+        if here.is_file():
+            source, only = str(here.parent), here.name
+            here = here.parent
+    elif is_data_name(source):
+        head, mark, only = re.match(r"(.*)([/:])([^/:]+)$", source).groups()  # type: ignore[union-attr]
+        source = head + mark if mark == ":" else head
+    if there is not None:
+        if there.is_file():
+            raise SyncError(f"{destination}: is a file; name a folder")
+        if not there.parent.is_dir():
+            raise SyncError(
+                f"{destination}: {there.parent} does not exist; is the drive mounted? Else make "
+                "that folder first"
+            )
+    inside = here is not None and there is not None and only is None
+    if source.rstrip("/") == destination.rstrip("/") or (here is not None and here == there):
+        raise SyncError(f"{source}: source and destination are the same place")
+    if inside and (here in there.parents or there in here.parents):  # type: ignore[union-attr]
+        raise SyncError(f"{source} and {destination}: one lies inside the other")
+    return source, only
+
+
+def _ordered(names: Sequence[str], manifests_last: bool) -> list[str]:
+    return sorted(names, key=lambda name: (is_manifest(Path(name)) == manifests_last, name))
+
+
+def _carry_out(engine: Engine, result: dict[str, Any]) -> None:
+    names = result["to_copy"]
+    with tqdm(
+        total=result["bytes"], unit="B", unit_scale=True, desc="copying", leave=False, disable=None
+    ) as bar:
+        for manifests in (False, True):
+            part = [name for name in names if is_manifest(Path(name)) == manifests]
+            if part:
+                engine.copy(part, bar.update)
+            if wrong := engine.different(part) if part else []:
+                raise SyncError(
+                    f"{', '.join(wrong[:3])} ({len(wrong)} in all): not the same at the "
+                    "destination after the copy; run the same command again"
+                )
+    for manifests in (True, False):
+        part = [name for name in result["to_delete"] if is_manifest(Path(name)) == manifests]
+        if part:
+            engine.delete(part)
+
+
+def summary(result: dict[str, Any], dry_run: bool) -> str:
+    """What a person wants to know at the end."""
+    size = tqdm.format_sizeof(result["bytes"], "B", 1024)
+    if dry_run:
+        lines = [f"copy    {name}" for name in result["to_copy"][:_SHOWN]]
+        lines += [f"delete  {name}" for name in result["to_delete"][:_SHOWN]]
+        more = len(result["to_copy"]) + len(result["to_delete"]) - len(lines)
+        lines += [f"... and {more:,} more"] if more else []
+        return "\n".join(
+            [
+                *lines,
+                f"would copy {len(result['to_copy']):,} files ({size}) and delete "
+                f"{len(result['to_delete']):,}; {result['kept']:,} are there already",
+            ]
+        )
+    return (
+        f"{result['copied']:,} files ({size}) copied in {result['seconds']:.1f} s by "
+        f"{result['engine']}, sizes and checksums compared; {result['kept']:,} were there already, "
+        f"{result['deleted']:,} deleted"
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bioscan_xla.sync",
+        description="Copy files and LanceDB tables from SOURCE to DESTINATION: folders, gs://, "
+        "s3://, or remotes of rclone (drive:folder). Run it again to go on after an interruption.",
+    )
+    parser.add_argument("source", metavar="SOURCE")
+    parser.add_argument("destination", metavar="DESTINATION")
+    parser.add_argument("--delete", action="store_true", help="delete what the source has not")
+    parser.add_argument("--dry-run", action="store_true", help="only tell what would be done")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
+    try:
+        result = sync(
+            options.source, options.destination, delete=options.delete, dry_run=options.dry_run
+        )
+    except BioscanError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("left; run the same command to go on", file=sys.stderr)
+        return 130
+    print(summary(result, options.dry_run))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,297 @@
+"""Copying between places, with real servers on the loopback: S3 and rclone's own."""
+
+import hashlib
+import importlib.util
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from datetime import timedelta
+from pathlib import Path
+
+import lancedb
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from bioscan_xla import sync as command
+from bioscan_xla import transfer
+from bioscan_xla.errors import SyncError
+from bioscan_xla.sync import sync
+
+RCLONE = shutil.which("rclone")
+needs_rclone = pytest.mark.skipif(RCLONE is None, reason="rclone is not installed")
+ENGINES = [
+    pytest.param(False, id="rclone", marks=needs_rclone),
+    pytest.param(True, id="fsspec"),
+]
+
+
+def content(folder):
+    """Digest of every file below a folder."""
+    return {
+        path.relative_to(folder).as_posix(): hashlib.md5(path.read_bytes()).hexdigest()
+        for path in Path(folder).rglob("*")
+        if path.is_file()
+    }
+
+
+def add_rows(database, count):
+    """Add rows with vectors to the table of a database."""
+    vectors = np.random.default_rng(count).normal(size=(count, 8)).astype(np.float32)
+    rows = pa.table(
+        {
+            "n": range(count),
+            "vector": pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), 8),
+        }
+    )
+    connection = lancedb.connect(str(database))
+    if "embeddings" in connection.list_tables().tables:
+        connection.open_table("embeddings").add(rows)
+    else:
+        connection.create_table("embeddings", rows)
+
+
+def count_rows(database):
+    """Rows that a reader sees; 0 where there is no table yet."""
+    try:
+        table = lancedb.connect(str(database)).open_table("embeddings")
+    except ValueError:
+        return 0
+    return len(table.to_arrow())
+
+
+@pytest.fixture
+def database(tmp_path):
+    """A database of one table with several versions, and a file beside it."""
+    folder = tmp_path / "vectors.db"
+    for count in (30, 40, 50):
+        add_rows(folder, count)
+    (folder / "rejected.parquet").write_bytes(b"set aside")
+    return folder
+
+
+@pytest.mark.parametrize("without_rclone", ENGINES)
+def test_all_arrives_and_only_what_changed_is_copied_again(database, tmp_path, without_rclone):
+    copy = tmp_path / "copy"
+    options = {"without_rclone": without_rclone}
+    first = sync(str(database), str(copy), **options)
+    assert content(copy) == content(database)
+    assert first["copied"] == len(content(database))
+    assert count_rows(copy) == 120
+
+    again = sync(str(database), str(copy), **options)
+    assert (again["copied"], again["kept"]) == (0, first["copied"])
+
+    # Truncated, and changed at the same size: both are mended.
+    data = sorted((copy / "embeddings.lance" / "data").iterdir())
+    os.truncate(data[0], 10)
+    (copy / "rejected.parquet").write_bytes(b"set_aside")
+    assert set(sync(str(database), str(copy), **options)["to_copy"]) == {
+        data[0].relative_to(copy).as_posix(),
+        "rejected.parquet",
+    }
+    assert content(copy) == content(database)
+
+
+@pytest.mark.parametrize("without_rclone", ENGINES)
+def test_nothing_is_deleted_unless_told(database, tmp_path, without_rclone):
+    copy = tmp_path / "copy"
+    sync(str(database), str(copy), without_rclone=without_rclone)
+    (copy / "notes.txt").write_text("mine")
+    sync(str(database), str(copy), without_rclone=without_rclone)
+    assert (copy / "notes.txt").exists()
+    planned = sync(
+        str(database), str(copy), delete=True, dry_run=True, without_rclone=without_rclone
+    )
+    assert planned["to_delete"] == ["notes.txt"]
+    assert "delete  notes.txt" in command.summary(planned, True)
+    assert (copy / "notes.txt").exists()
+    sync(str(database), str(copy), delete=True, without_rclone=without_rclone)
+    assert content(copy) == content(database)
+
+
+@pytest.mark.parametrize("without_rclone", ENGINES)
+def test_the_table_is_readable_after_every_file(database, tmp_path, monkeypatch, without_rclone):
+    copy = tmp_path / "copy"
+    sync(str(database), str(copy), without_rclone=without_rclone)
+    add_rows(database, 60)
+    add_rows(database, 70)
+    connection = lancedb.connect(str(database))
+    table = connection.open_table("embeddings")
+    table.optimize(cleanup_older_than=timedelta(0), delete_unverified=True)
+    seen = []
+    kind = transfer.Fsspec if without_rclone else transfer.Rclone
+    whole_copy, whole_delete = kind.copy, kind.delete
+
+    def copy_each(self, names, on_bytes):
+        for name in names:
+            whole_copy(self, [name], on_bytes)
+            seen.append(count_rows(copy))
+
+    def delete_each(self, names):
+        for name in names:
+            whole_delete(self, [name])
+            seen.append(count_rows(copy))
+
+    monkeypatch.setattr(kind, "copy", copy_each)
+    monkeypatch.setattr(kind, "delete", delete_each)
+    result = sync(str(database), str(copy), delete=True, without_rclone=without_rclone)
+    assert result["deleted"] > 0
+    assert len(seen) > 4
+    assert set(seen) == {120, 250}
+    assert content(copy) == content(database)
+
+
+@pytest.mark.parametrize("without_rclone", ENGINES)
+def test_a_file_that_arrives_changed_is_told(database, tmp_path, monkeypatch, without_rclone):
+    copy = tmp_path / "copy"
+    kind = transfer.Fsspec if without_rclone else transfer.Rclone
+    whole = kind.copy
+
+    def spoil(self, names, on_bytes):
+        whole(self, names, on_bytes)
+        path = copy / names[0]
+        path.write_bytes(b"x" * path.stat().st_size)
+
+    monkeypatch.setattr(kind, "copy", spoil)
+    with pytest.raises(SyncError, match="not the same at the destination"):
+        sync(str(database), str(copy), without_rclone=without_rclone)
+    # The manifests were held back: no reader meets the spoilt file.
+    assert count_rows(copy) == 0
+
+
+def test_what_cannot_be_is_refused(database, tmp_path, capsys):
+    empty = tmp_path / "usb"
+    empty.mkdir()
+    for source, destination, message in (
+        (tmp_path / "gone", tmp_path / "copy", "no such file or folder; is the drive mounted"),
+        (empty, tmp_path / "copy", "holds no file; is the drive mounted"),
+        (database, tmp_path / "no" / "such" / "copy", "does not exist; is the drive mounted"),
+        (database, database, "the same place"),
+        (database, database / "copy", "inside the other"),
+        (database, database / "rejected.parquet", "is a file"),
+    ):
+        assert command.main([str(source), str(destination)]) == 1
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "copy").exists()
+    if RCLONE is None:
+        with pytest.raises(SyncError, match="not installed"):
+            sync(str(database), "drive:copy")
+
+
+@pytest.mark.parametrize("without_rclone", ENGINES)
+def test_one_file(tmp_path, without_rclone):
+    (tmp_path / "a").mkdir()
+    for name in ("reads.fasta", "others.fasta"):
+        (tmp_path / "a" / name).write_text(">s\nACGT\n")
+    (tmp_path / "b").mkdir()
+    sync(str(tmp_path / "a/reads.fasta"), str(tmp_path / "b"), without_rclone=without_rclone)
+    assert set(content(tmp_path / "b")) == {"reads.fasta"}
+
+
+def _free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def _serve(words, port):
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    for _ in range(300):
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return process
+        assert process.poll() is None, words
+        time.sleep(0.1)
+    raise AssertionError(f"{words} did not start")
+
+
+@pytest.fixture(scope="module")
+def s3(tmp_path_factory):
+    """A bucket of an S3 server on the loopback, by the environment alone."""
+    for name in ("moto", "s3fs", "flask"):
+        if importlib.util.find_spec(name) is None:
+            pytest.skip(f"{name} is not installed")
+    port = _free_port()
+    server = _serve([sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)], port)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+        patch.setenv("AWS_ACCESS_KEY_ID", "test")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "a-secret-of-the-test")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        patch.setenv("RCLONE_CONFIG", str(tmp_path_factory.mktemp("rclone") / "rclone.conf"))
+        import s3fs
+
+        s3fs.S3FileSystem.clear_instance_cache()
+        s3fs.S3FileSystem().mkdir("samples")
+        yield "s3://samples"
+    server.terminate()
+    server.wait()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("without_rclone", ENGINES)
+def test_up_to_s3_and_down_again(s3, database, tmp_path, without_rclone):
+    (database / "large.bin").write_bytes(os.urandom(11 << 20))  # in several parts
+    address = f"{s3}/{'fsspec' if without_rclone else 'rclone'}"
+    options = {"without_rclone": without_rclone}
+    assert sync(str(database), address, **options)["copied"] == len(content(database))
+    assert sync(str(database), address, **options)["copied"] == 0
+    sync(address, str(tmp_path / "down"), **options)
+    assert content(tmp_path / "down") == content(database)
+    assert count_rows(tmp_path / "down") == 120
+    with pytest.raises(SyncError, match="not there or holds no file"):
+        sync(f"{s3}/nothing", str(tmp_path / "nothing"), **options)
+
+
+@pytest.mark.slow
+@needs_rclone
+def test_killed_on_the_way_and_run_again(s3, tmp_path):
+    source = tmp_path / "source"
+    source.mkdir()
+    for number in range(12):
+        (source / f"{number}.bin").write_bytes(os.urandom(2 << 20))
+    words = [sys.executable, "-m", "bioscan_xla.sync", str(source), f"{s3}/killed"]
+    environment = os.environ | {"RCLONE_BWLIMIT": "8M", "RCLONE_TRANSFERS": "1"}
+    process = subprocess.Popen(words, env=environment, start_new_session=True)
+    import s3fs
+
+    filesystem = s3fs.S3FileSystem(use_listings_cache=False)
+    while not filesystem.exists("samples/killed/0.bin"):
+        assert process.poll() is None
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    before = len(filesystem.find("samples/killed"))
+    assert before < 12
+    second = sync(str(source), f"{s3}/killed")
+    assert second["copied"] == 12 - before
+    sync(f"{s3}/killed", str(tmp_path / "down"))
+    assert content(tmp_path / "down") == content(source)
+
+
+@pytest.mark.slow
+@needs_rclone
+def test_a_remote_of_rclone(database, tmp_path, monkeypatch):
+    """A WebDAV server, which knows no checksums: the bytes are compared."""
+    (tmp_path / "served").mkdir()
+    port = _free_port()
+    address = f"127.0.0.1:{port}"
+    server = _serve([RCLONE, "serve", "webdav", "--addr", address, tmp_path / "served"], port)
+    monkeypatch.setenv("RCLONE_CONFIG", str(tmp_path / "rclone.conf"))
+    monkeypatch.setenv("RCLONE_CONFIG_SHIP_TYPE", "webdav")
+    monkeypatch.setenv("RCLONE_CONFIG_SHIP_URL", f"http://{address}")
+    try:
+        sync(str(database), "ship:cruise/vectors.db")
+        assert content(tmp_path / "served/cruise/vectors.db") == content(database)
+        (tmp_path / "served/cruise/vectors.db/rejected.parquet").write_bytes(b"set_aside")
+        assert sync(str(database), "ship:cruise/vectors.db")["to_copy"] == ["rejected.parquet"]
+        sync("ship:cruise/vectors.db", str(tmp_path / "down"))
+        assert content(tmp_path / "down") == content(database)
+    finally:
+        server.terminate()
+        server.wait()
