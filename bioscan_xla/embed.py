@@ -137,7 +137,9 @@ def embed(config: EmbedConfig, commit_by_time: bool = True) -> dict[str, Any] | 
     if already:
         log.info("resuming: %d records are done already", already)
     started = time.monotonic()
-    with stop_on_signal() as stop, Progress(encoder, tracker, total, already) as progress:
+    with stop_on_signal() as stop, Progress(
+        encoder.utilisation, tracker, total, already
+    ) as progress:
         try:
             outcome = run(
                 encoder,
