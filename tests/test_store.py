@@ -192,3 +192,16 @@ def test_an_empty_table_binds_nobody(tmp_path):
     fill(store, 0, 2)
     with pytest.raises(TableError, match="pooling"):
         make(tmp_path)
+
+
+def test_an_id_seen_before_does_not_hide_its_first_record(tmp_path):
+    store = make(tmp_path)
+    store.reject(
+        [
+            Rejection("f", 9, "later", "id seen before"),
+            Rejection("f", 10, "bad", "empty sequence"),
+        ]
+    )
+    # The record of that id which is to be taken may not be done yet.
+    assert [name for names in store.ids() for name in names] == ["bad"]
+    assert store.done()["f"].tolist() == [False] * 9 + [True] * 2
