@@ -450,6 +450,11 @@ def _resources(device: str, count: int | None) -> tuple[str, dict[str, Any], int
         hosts = [node for node in nodes if node.get("TPU", 0) == chips]
         cpus = min(int(node.get("CPU", 1)) for node in hosts)
         return device, {"num_cpus": 1, "resources": {"TPU": chips}}, max(1, cpus - 1), len(hosts)
+    if device == "xla" and os.environ.get("PJRT_DEVICE", "").upper() != "CPU":
+        raise ConfigError(
+            f"device is xla, and the cluster's {len(nodes)} nodes have no TPU; wait until "
+            "a TPU host has joined, or take --device auto"
+        )
     if device == "cuda":
         if not total["GPU"]:
             raise ConfigError(

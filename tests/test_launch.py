@@ -1,4 +1,4 @@
-"""The files in launch/: JobSet, RayJob and pods by their schemas, SLURM scripts by sbatch itself."""
+"""The files in launch/: JobSet, RayJob and pods by their schemas, SLURM scripts by sbatch."""
 
 import os
 import shlex

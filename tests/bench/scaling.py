@@ -11,17 +11,17 @@ import io
 import os
 import statistics
 import tempfile
+import warnings
 from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch, here and in what is started from here
 
 import ray
+from host_path import write_random
 
 from bioscan_xla import cluster
 from bioscan_xla.embed import run_embedding_pipeline
 from bioscan_xla.sample import write_model
-
-from .host_path import write_random
 
 
 def measure(source, model, db, workers, chunk_rows, dtype):
@@ -64,9 +64,10 @@ def main():
     parser.add_argument("--dtype", default="bfloat16")
     options = parser.parse_args()
     rates = {1: [], 2: []}
+    warnings.filterwarnings("ignore", "lancedb fork support")
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     # One CPU of the cluster is one core and one thread, however many workers there are.
-    cluster.Workers.connect.__func__.__globals__["_resources"] = one_core_each
+    cluster._resources = one_core_each
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
         source, model = str(Path(folder, "rows.parquet")), str(Path(folder, "model"))
         write_random(source, options.rows, options.length_bp)
