@@ -354,7 +354,7 @@ class Workers:
             except RayActorError as error:
                 self._bury(task, error)
             except RayTaskError as error:
-                task.member.busy -= task.chunk is not None
+                task.member.busy = max(0, task.member.busy - 1)
                 if isinstance(error.cause, BioscanError):
                     raise error.cause from None
                 raise DeviceError(
@@ -365,7 +365,7 @@ class Workers:
                 if task.chunk is None:
                     self._welcome(task.member, result)
                 else:
-                    task.member.busy -= 1
+                    task.member.busy = max(0, task.member.busy - 1)
                     task.member.compiles = result.compiles
                     assert done is not None
                     done(task.chunk, result)
@@ -436,7 +436,8 @@ def _connect() -> None:
                 f"no Ray cluster answers at RAY_ADDRESS {named}; start it with `ray start`, or "
                 "unset RAY_ADDRESS to use this machine alone"
             ) from error
-        ray.init(address="local", include_dashboard=False, **quiet)
+        # Of this machine alone: it listens on no address that others could reach.
+        ray.init(address="local", include_dashboard=False, _node_ip_address="127.0.0.1", **quiet)
 
 
 def _resources(device: str, count: int | None) -> tuple[str, dict[str, Any], int, int]:

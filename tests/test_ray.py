@@ -50,6 +50,7 @@ def two_cpus():
         address="local",
         num_cpus=2,
         include_dashboard=False,
+        _node_ip_address="127.0.0.1",
         object_store_memory=200 * 2**20,
         log_to_driver=False,
     )

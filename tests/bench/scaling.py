@@ -65,7 +65,13 @@ def main():
     options = parser.parse_args()
     rates = {1: [], 2: []}
     warnings.filterwarnings("ignore", "lancedb fork support")
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    ray.init(
+        address="local",
+        num_cpus=2,
+        include_dashboard=False,
+        _node_ip_address="127.0.0.1",
+        log_to_driver=False,
+    )
     # One CPU of the cluster is one core and one thread, however many workers there are.
     cluster._resources = one_core_each
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
