@@ -15,6 +15,7 @@ import warnings
 from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch, here and in what is started from here
+os.environ.setdefault("RAY_worker_niceness", "0")  # 15 otherwise: behind all else that runs
 
 import ray
 from host_path import write_random
@@ -22,6 +23,7 @@ from host_path import write_random
 from bioscan_xla import cluster
 from bioscan_xla.embed import run_embedding_pipeline
 from bioscan_xla.sample import write_model
+from bioscan_xla.store import Store
 
 
 def measure(source, model, db, workers, chunk_rows, dtype):
@@ -74,6 +76,7 @@ def main():
     )
     # One CPU of the cluster is one core and one thread, however many workers there are.
     cluster._resources = one_core_each
+    Store.finish = lambda *_: None  # the indexes, which come once at the end
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
         source, model = str(Path(folder, "rows.parquet")), str(Path(folder, "model"))
         write_random(source, options.rows, options.length_bp)
