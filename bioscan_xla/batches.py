@@ -74,6 +74,12 @@ class Totals:
         """Real tokens over computed ones; 1 before the first batch."""
         return self.useful_tokens / self.computed_tokens if self.computed_tokens else 1.0
 
+    def add(self, other: "Totals") -> None:
+        """Add what was computed elsewhere."""
+        for name, value in vars(other).items():
+            own = getattr(self, name)
+            setattr(self, name, own | value if isinstance(value, set) else own + value)
+
     def count(self, batch: Batch) -> None:
         """Add a batch."""
         self.useful_tokens += batch.num_useful

@@ -97,6 +97,12 @@ class EmbedConfig:
     wandb_project: str = "bioscan_xla"
     """Project at Weights & Biases."""
 
+    engine: str = "local"
+    """local (this process, one device) or ray (workers of a Ray cluster, or of this machine)."""
+
+    workers: int | None = None
+    """ray only: how many workers; by default one a TPU host, one a GPU, or one a CPU host."""
+
     process_index: int = 0
     """Of several processes that share the input, which this is."""
 
@@ -119,10 +125,13 @@ class EmbedConfig:
                 "dtype": (None, "bfloat16", "float32"),
                 "vector_dtype": ("float16", "float32"),
                 "header_taxonomy": (None, "sintax", "silva"),
+                "engine": ("local", "ray"),
             },
         )
-        ones = ("min_length_bp", "commit_rows", "process_count", "max_sequences")
+        ones = ("min_length_bp", "commit_rows", "process_count", "max_sequences", "workers")
         check_least(self, dict.fromkeys(ones, 1) | {"overlap_tokens": 0, "max_errors": 0})
+        if self.workers is not None and self.engine == "local":
+            raise ConfigError("workers are those of --engine ray; add it, or leave workers out")
         if not 0 <= self.process_index < self.process_count:
             raise ConfigError(
                 f"process_index {self.process_index} must lie between 0 and process_count - 1, "

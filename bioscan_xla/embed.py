@@ -4,15 +4,17 @@ Enters: a config. Leaves: the table, `rejected.parquet` beside it, and a summary
 again after any interruption, it goes on where the table ends.
 """
 
+import functools
 import json
 import logging
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import runtime
 from .command_line import check_keys, parse
@@ -30,6 +32,9 @@ from .sources import ReadOptions, count_rows, metadata_schema
 from .stopping import Stop, stop_on_signal
 from .store import Store, recorded_revision, table_schema
 from .tracking import Tracker
+
+if TYPE_CHECKING:
+    from .cluster import Workers
 
 log = logging.getLogger("bioscan_xla.embed")
 
@@ -86,25 +91,61 @@ def embed(config: EmbedConfig, commit_by_time: bool = True) -> dict[str, Any] | 
     if config.adapter and config.model == DEFAULT_MODEL:
         config = replace(config, model=adapter_base(config.adapter) or DEFAULT_MODEL)
     sources = expand_inputs(config.input)
-    device = runtime.open_device(config.device, config.dtype)
-    reading = ReadOptions(
+    if config.dry_run:
+        device = runtime.open_device(config.device, config.dtype)
+        reading = _reading(config, device.kind)
+        schema = metadata_schema(sources, reading)
+        model = read_config(config.model, config.revision)
+        print(describe_plan(sources, reading, schema, device, model, config))
+        return None
+    with _engine(config) as (kind, load):
+        return _embed(config, sources, kind, load, commit_by_time)
+
+
+@contextmanager
+def _engine(config: EmbedConfig) -> Iterator[tuple[str, Callable[..., "Encoder | Workers"]]]:
+    """Kind of device, and what loads a model: `load_encoder` here, or on a cluster's workers."""
+    if config.engine == "local":
+        device = runtime.open_device(config.device, config.dtype)
+        yield device.kind, functools.partial(load_encoder, device=device)
+        return
+    try:
+        from .cluster import Workers
+    except ImportError as error:
+        raise ConfigError(
+            f"engine is ray, and it cannot be imported ({error}); pip install 'bioscan_xla[ray]'"
+        ) from error
+    workers = Workers.connect(config.device, config.dtype, config.workers)
+    try:
+        yield workers.kind, workers.load
+    finally:
+        workers.close()
+
+
+def _reading(config: EmbedConfig, kind: str) -> ReadOptions:
+    return ReadOptions(
         columns=config.columns,
         keep=tuple(config.keep),
         header_taxonomy=config.header_taxonomy,
         min_length_bp=config.min_length_bp,
         max_n_fraction=config.max_n_fraction,
-        chunk_rows=min(_CHUNK_ROWS[device.kind], config.commit_rows),
+        chunk_rows=min(_CHUNK_ROWS[kind], config.commit_rows),
     )
+
+
+def _embed(
+    config: EmbedConfig,
+    sources: list[str],
+    kind: str,
+    load: "Callable[..., Encoder | Workers]",
+    commit_by_time: bool,
+) -> dict[str, Any]:
+    reading = _reading(config, kind)
     schema = metadata_schema(sources, reading)
-    if config.dry_run:
-        model = read_config(config.model, config.revision)
-        print(describe_plan(sources, reading, schema, device, model, config))
-        return None
     mirror = _open_mirror(config)
     revision = config.revision or recorded_revision(config.db, config.table, config.model)
-    encoder = load_encoder(
+    encoder = load(
         config.model,
-        device=device,
         revision=revision,
         adapter=config.adapter,
         pooling=config.pooling,
@@ -138,10 +179,11 @@ def embed(config: EmbedConfig, commit_by_time: bool = True) -> dict[str, Any] | 
     if already:
         log.info("resuming: %d records are done already", already)
     started = time.monotonic()
-    with stop_on_signal() as stop, Progress(encoder, tracker, total, already) as progress:
+    embed_chunks = functools.partial(run, encoder) if isinstance(encoder, Encoder) else encoder.run
+    progress = Progress(encoder.utilisation, tracker, total, already)
+    with stop_on_signal() as stop, progress:
         try:
-            outcome = run(
-                encoder,
+            outcome = embed_chunks(
                 store,
                 chunks,
                 commit_rows=config.commit_rows,
@@ -186,7 +228,7 @@ def _rule(reading: ReadOptions) -> str:
 
 
 def _result(
-    outcome: Outcome, encoder: Encoder, store: Store, seconds: float, stop: Stop
+    outcome: Outcome, encoder: "Encoder | Workers", store: Store, seconds: float, stop: Stop
 ) -> dict[str, Any]:
     rows = store.count_rows()
     totals = outcome.totals
@@ -204,7 +246,7 @@ def _result(
         "useful_token_fraction": totals.useful_fraction,
         "windowed": totals.windowed,
         "distinct": totals.distinct,
-        "compiles": runtime.counters(encoder.device)["compiles"],
+        "compiles": encoder.compiles,
         "model_flop_utilisation": encoder.utilisation(totals, seconds),
         "cleaned": dict(outcome.cleaned),
         "rejected": dict(outcome.rejected),

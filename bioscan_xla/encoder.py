@@ -56,6 +56,11 @@ class Encoder:
         """Length of a vector."""
         return self.model.config.hidden_size
 
+    @property
+    def compiles(self) -> int:
+        """Programs compiled so far."""
+        return runtime.counters(self.device)["compiles"]
+
     def flops(self, tokens: int, squared: int) -> float:
         """Floating-point operations of a forward pass; see `forward_flops`."""
         return forward_flops(self.model.config, len(self.model.encoder.layer), tokens, squared)

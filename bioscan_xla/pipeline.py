@@ -6,6 +6,7 @@ run (a broken file, a signal, a full disk) all vectors computed until then are c
 where the table can still be written.
 """
 
+import functools
 import logging
 import queue
 import threading
@@ -13,21 +14,24 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
 import numpy as np
 import pyarrow as pa
 
 from .encoder import Encoder
 from .errors import InputError
-from .inference import Job, Totals, prepare, run_jobs
+from .inference import Totals, prepare, run_jobs
 from .records import Chunk, Rejection
-from .store import Store
+from .store import Store, make_rows, storable
 
 log = logging.getLogger(__name__)
 
 _QUEUED_CHUNKS = 2  # between reader and device, and between device and writer
 _POLL_SECONDS = 0.2
 _NORM_SAMPLE = 512
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -56,6 +60,22 @@ class Outcome:
     def num_rejected(self) -> int:
         """Records set aside."""
         return self.rejected.total()
+
+    def count(self, chunk: Chunk, norms: np.ndarray) -> None:
+        """Count a chunk that is done; `norms` as from `sample_norms`."""
+        self.rows_read += chunk.num_rows
+        self.cleaned.update(chunk.cleaned)
+        self.rejected.update(_short(item.reason) for item in chunk.rejected)
+        self.norms = np.concatenate([self.norms, norms])[-_NORM_SAMPLE:]
+
+
+@dataclass(frozen=True)
+class Part(Generic[T]):
+    """What a chunk leaves: rows to commit (tables or fragments), how many, and what is rejected."""
+
+    rows: list[T]
+    num_rows: int
+    rejected: tuple[Rejection, ...]
 
 
 def run(
@@ -92,19 +112,20 @@ def run(
     """
     stop = stop or threading.Event()
     outcome = Outcome()
-    reader = _Reader(encoder, chunks, max_sequences, max_errors, stop)
-    writer = _Writer(store, outcome, commit_rows, commit_seconds, on_commit)
+    jobs = (
+        prepare(number, chunk, chunk.sequences, encoder.max_tokens, encoder.overlap_tokens)
+        for number, chunk in enumerate(limited(chunks, max_sequences, max_errors))
+    )
+    reader = Reader(jobs, stop)
+    writer = Writer(store, store.append, outcome, commit_rows, commit_seconds, on_commit)
+    schema = store.table.schema
     try:
         results = run_jobs(
-            encoder, reader.jobs(), outcome.totals, lambda: stop.is_set() or writer.failed
+            encoder, reader.items(), outcome.totals, lambda: stop.is_set() or writer.failed
         )
         for chunk, vectors, ready in results:
-            outcome.rows_read += chunk.num_rows
-            outcome.cleaned.update(chunk.cleaned)
-            outcome.rejected.update(_short(item.reason) for item in chunk.rejected)
-            norms = np.linalg.norm(vectors[ready][:_NORM_SAMPLE], axis=1)
-            outcome.norms = np.concatenate([outcome.norms, norms])[-_NORM_SAMPLE:]
-            writer.put(chunk, vectors, ready)
+            outcome.count(chunk, sample_norms(vectors, ready))
+            writer.put(functools.partial(make_part, chunk, vectors, ready, schema))
             on_progress(outcome)
     finally:
         reader.close()
@@ -112,6 +133,64 @@ def run(
     if reader.error is not None:
         raise reader.error
     return outcome
+
+
+def sample_norms(vectors: np.ndarray, ready: np.ndarray) -> np.ndarray:
+    """Euclidean norms of some of a chunk's vectors."""
+    return np.linalg.norm(vectors[ready][:_NORM_SAMPLE], axis=1)
+
+
+def make_part(
+    chunk: Chunk, vectors: np.ndarray, ready: np.ndarray, schema: pa.Schema
+) -> Part[pa.Table]:
+    """Rows of a computed chunk as the table has them, and all that is rejected of it.
+
+    Args:
+        chunk: records.
+        vectors: (kept, hidden) float32.
+        ready: (kept,) False for those that were not computed.
+        schema: of the table.
+    """
+    values, finite = storable(vectors, schema)
+    good = np.flatnonzero(ready & finite)
+    rejected = tuple(
+        Rejection(chunk.source, int(chunk.rows[at]), chunk.ids[at], "its vector is not finite")
+        for at in np.flatnonzero(ready & ~finite)
+    )
+    metadata = chunk.metadata
+    if len(good) < len(ready):
+        metadata, values = metadata.take(pa.array(good)), values[good]
+    rows = make_rows(
+        [chunk.ids[at] for at in good],
+        [chunk.sequences[at] for at in good],
+        metadata,
+        chunk.source,
+        chunk.rows[good],
+        values,
+        schema,
+    )
+    return Part([rows] if len(good) else [], len(good), chunk.rejected + rejected)
+
+
+def limited(
+    chunks: Iterator[Chunk], max_sequences: int | None, max_errors: int | None
+) -> Iterator[Chunk]:
+    """Chunks until there are enough sequences; InputError once too many records were rejected."""
+    left, errors = max_sequences, 0
+    for chunk in chunks:
+        if left is not None and len(chunk.ids) >= left:
+            yield _head(chunk, left)
+            return
+        left = left - len(chunk.ids) if left is not None else None
+        yield chunk
+        errors += len(chunk.rejected)
+        if max_errors is not None and errors > max_errors:
+            last = chunk.rejected[-1]
+            raise InputError(
+                f"{errors} records were set aside, more than max_errors {max_errors}; "
+                f"the last is row {last.row} of {last.source}: {last.reason}. All are in "
+                "rejected.parquet beside the table"
+            )
 
 
 def _short(reason: str) -> str:
@@ -124,35 +203,27 @@ def _short(reason: str) -> str:
     return reason if len(reason) < 40 else reason[:37] + "..."
 
 
-class _Reader:
-    """Reads, cleans and tokenizes ahead of the device, on a thread of its own."""
+class Reader(Generic[T]):
+    """Takes items (chunks, prepared jobs) from an iterator ahead of who needs them, on a thread."""
 
-    def __init__(
-        self,
-        encoder: Encoder,
-        chunks: Iterator[Chunk],
-        max_sequences: int | None,
-        max_errors: int | None,
-        stop: threading.Event,
-    ):
+    def __init__(self, items: Iterator[T], stop: threading.Event):
         self.error: BaseException | None = None
-        self._encoder, self._chunks, self._stop = encoder, chunks, stop
-        self._max_sequences, self._max_errors = max_sequences, max_errors
-        self._queue: queue.Queue[Job[Chunk] | None] = queue.Queue(_QUEUED_CHUNKS)
+        self._source, self._stop = items, stop
+        self._queue: queue.Queue[tuple[T] | None] = queue.Queue(_QUEUED_CHUNKS)
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._work, name="reader", daemon=True)
         self._thread.start()
 
-    def jobs(self) -> Iterator[Job[Chunk]]:
-        """Yield prepared chunks until the input ends, breaks off, or the run is stopped."""
+    def items(self) -> Iterator[T]:
+        """Yield items until they end, break off (`error`), or the run is stopped."""
         while not self._stop.is_set():
             try:
-                job = self._queue.get(timeout=_POLL_SECONDS)
+                item = self._queue.get(timeout=_POLL_SECONDS)
             except queue.Empty:
                 continue
-            if job is None:
+            if item is None:
                 return
-            yield job
+            yield item[0]
 
     def close(self) -> None:
         """End the thread."""
@@ -161,45 +232,21 @@ class _Reader:
 
     def _work(self) -> None:
         try:
-            for number, chunk in enumerate(self._limited()):
-                job = prepare(
-                    number,
-                    chunk,
-                    chunk.sequences,
-                    self._encoder.max_tokens,
-                    self._encoder.overlap_tokens,
-                )
-                if not self._put(job):
+            for item in self._source:
+                if not self._put((item,)):
                     return
-        except BaseException as error:  # raised again by `run`, after the commit
+        except BaseException as error:  # raised again by who runs, after the commit
             self.error = error
         self._put(None)
 
-    def _put(self, job: Job[Chunk] | None) -> bool:
+    def _put(self, item: tuple[T] | None) -> bool:
         while not self._closed.is_set():
             try:
-                self._queue.put(job, timeout=_POLL_SECONDS)
+                self._queue.put(item, timeout=_POLL_SECONDS)
             except queue.Full:
                 continue
             return True
         return False
-
-    def _limited(self) -> Iterator[Chunk]:
-        left, errors = self._max_sequences, 0
-        for chunk in self._chunks:
-            if left is not None and len(chunk.ids) >= left:
-                yield _head(chunk, left)
-                return
-            left = left - len(chunk.ids) if left is not None else None
-            yield chunk
-            errors += len(chunk.rejected)
-            if self._max_errors is not None and errors > self._max_errors:
-                last = chunk.rejected[-1]
-                raise InputError(
-                    f"{errors} records were set aside, more than max_errors {self._max_errors}; "
-                    f"the last is row {last.row} of {last.source}: {last.reason}. All are in "
-                    "rejected.parquet beside the table"
-                )
 
 
 def _head(chunk: Chunk, count: int) -> Chunk:
@@ -218,24 +265,24 @@ def _head(chunk: Chunk, count: int) -> Chunk:
     )
 
 
-class _Writer:
-    """Collects rows and commits them by number and by time, on a thread of its own."""
+class Writer(Generic[T]):
+    """Collects parts and commits them by number of rows and by time, on a thread of its own."""
 
     def __init__(
         self,
         store: Store,
+        append: Callable[[list[T]], None],
         outcome: Outcome,
         commit_rows: int,
         commit_seconds: float,
         on_commit: Callable[[], None],
     ):
         self.error: BaseException | None = None
-        self._store, self._outcome, self._on_commit = store, outcome, on_commit
+        self._store, self._append = store, append
+        self._outcome, self._on_commit = outcome, on_commit
         self._commit_rows, self._commit_seconds = commit_rows, commit_seconds
-        self._queue: queue.Queue[tuple[Chunk, np.ndarray, np.ndarray] | None] = queue.Queue(
-            _QUEUED_CHUNKS
-        )
-        self._rows: list[pa.Table] = []
+        self._queue: queue.Queue[Callable[[], Part[T]] | None] = queue.Queue(_QUEUED_CHUNKS)
+        self._rows: list[T] = []
         self._rejections: list[Rejection] = []
         self._waiting = 0
         self._thread = threading.Thread(target=self._work, name="writer", daemon=True)
@@ -246,9 +293,9 @@ class _Writer:
         """True once a commit has failed."""
         return self.error is not None
 
-    def put(self, chunk: Chunk, vectors: np.ndarray, ready: np.ndarray) -> None:
-        """Hand over a chunk; waits while the writer is behind."""
-        self._queue.put((chunk, vectors, ready))
+    def put(self, make: Callable[[], Part[T]]) -> None:
+        """Hand over what makes a part, on this thread; waits while the writer is behind."""
+        self._queue.put(make)
 
     def close(self) -> None:
         """Commit what waits and end the thread; raises what went wrong on it."""
@@ -261,11 +308,11 @@ class _Writer:
         due = time.monotonic() + self._commit_seconds
         while True:
             try:
-                item = self._queue.get(timeout=max(0.0, min(due - time.monotonic(), 60.0)))
-                if item is None:
+                make = self._queue.get(timeout=max(0.0, min(due - time.monotonic(), 60.0)))
+                if make is None:
                     self._guard(self._commit)
                     return
-                self._guard(self._take, *item)
+                self._guard(self._take, make)
             except queue.Empty:
                 pass
             if self._waiting >= self._commit_rows or time.monotonic() >= due:
@@ -280,33 +327,15 @@ class _Writer:
             except BaseException as error:  # raised again by `close`
                 self.error = error
 
-    def _take(self, chunk: Chunk, vectors: np.ndarray, ready: np.ndarray) -> None:
-        values, finite = self._store.storable(vectors)
-        good = np.flatnonzero(ready & finite)
-        self._rejections += chunk.rejected
-        self._rejections += [
-            Rejection(chunk.source, int(chunk.rows[at]), chunk.ids[at], "its vector is not finite")
-            for at in np.flatnonzero(ready & ~finite)
-        ]
-        if len(good):
-            metadata = chunk.metadata
-            if len(good) < len(ready):
-                metadata, values = metadata.take(pa.array(good)), values[good]
-            self._rows.append(
-                self._store.rows(
-                    [chunk.ids[at] for at in good],
-                    [chunk.sequences[at] for at in good],
-                    metadata,
-                    chunk.source,
-                    chunk.rows[good],
-                    values,
-                )
-            )
-        self._waiting += len(good)
+    def _take(self, make: Callable[[], Part[T]]) -> None:
+        part = make()
+        self._rows += part.rows
+        self._rejections += part.rejected
+        self._waiting += part.num_rows
 
     def _commit(self) -> None:
         if self._rows:
-            self._store.append(self._rows)
+            self._append(self._rows)
             self._outcome.embedded += self._waiting
             self._outcome.last_commit = time.time()
             self._rows, self._waiting = [], 0

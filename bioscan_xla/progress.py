@@ -2,12 +2,13 @@
 
 import logging
 import time
+from collections.abc import Callable
 from typing import Any
 
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from .encoder import Encoder
+from .batches import Totals
 from .pipeline import Outcome
 from .tracking import Tracker
 
@@ -19,8 +20,14 @@ _LOG_SECONDS = 60.0
 class Progress:
     """Shows the outcome so far; a context manager that ends with the run."""
 
-    def __init__(self, encoder: Encoder, tracker: Tracker, total: int | None, already: int):
-        self._encoder, self._tracker = encoder, tracker
+    def __init__(
+        self,
+        utilisation: Callable[[Totals, float], float | None],
+        tracker: Tracker,
+        total: int | None,
+        already: int,
+    ):
+        self._utilisation, self._tracker = utilisation, tracker
         self._bar = tqdm(total=total, initial=already, unit="seq", disable=None, smoothing=0.05)
         self._redirect = logging_redirect_tqdm()
         self._started = self._logged = time.monotonic()
@@ -51,7 +58,7 @@ class Progress:
             total = f" of {self._bar.total}" if self._bar.total else ""
             at = outcome.rows_read + self._already
             log.info("%d%s records, %.1f sequences/s, last commit %s", at, total, rate, last)
-        utilisation = self._encoder.utilisation(outcome.totals, seconds)
+        utilisation = self._utilisation(outcome.totals, seconds)
         figures = {
             "embed/sequences": outcome.totals.sequences,
             "embed/sequences_per_second": rate,

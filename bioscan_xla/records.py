@@ -20,6 +20,9 @@ from .sources import POSITIONS, ReadOptions, Records, read_records
 CLEANING = ("case", "u_to_t", "gaps", "iupac_to_n", "trimmed_n")
 """The cleaning rules, in the order they are applied; each counts the records it changed."""
 
+SEEN_BEFORE = "id seen before"
+"""Why a record whose id an earlier one had is rejected."""
+
 _LOWER, _URACIL, _GAP, _IUPAC, _N, _ILLEGAL = 1, 2, 4, 8, 16, 32
 _GAPS = "-.~ \t\r\n"
 _FLAGS = np.full(256, _ILLEGAL, np.uint8)
@@ -165,7 +168,7 @@ def _clean(
         reason = (
             "no id"
             if name is None
-            else "id seen before"
+            else SEEN_BEFORE
             if duplicate[number]
             else complaints.get(number) or wrong_values.get(place)
         )

@@ -130,11 +130,20 @@ def _open_xla(dtype: torch.dtype, why: str) -> Device:
             # The CPU backend can write this cache but not read it back.
             cache = os.environ.get("XLA_CACHE_DIR") or str(Path.home() / ".cache/bioscan_xla/xla")
             xr.initialize_cache(cache, readonly=False)
+        if xr.process_count() > 1:
+            # Each host would put its own batch where SPMD wants one batch of all: wrong vectors.
+            raise DeviceError(
+                f"this host is one of {xr.process_count()} of a TPU slice, and a run has a host of "
+                "its own; take slices of one host (v5e-8: ct5lp-hightpu-8t, 2x4) and share the "
+                "input by --process-index and --process-count, or by --engine ray"
+            )
         count = xr.global_runtime_device_count()
         mesh = xs.Mesh(np.arange(count), (count,), ("data",))
         if dtype == torch.float32:
             torch_xla.backends.set_mat_mul_precision("highest")  # a TPU multiplies bfloat16 else
         return Device("xla", torch_xla.device(), dtype, mesh, count, why)
+    except DeviceError:
+        raise
     except RuntimeError as error:
         raise DeviceError(
             f"XLA did not start ({error}); is another process holding the TPU? "

@@ -9,6 +9,7 @@ way (model, pooling, ...) are never mixed in.
 import json
 import logging
 import os
+import platform
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +20,13 @@ os.environ.setdefault("LANCEDB_LOG", "error")  # it warns that a new table is ne
 import lancedb
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from lancedb.index import Bitmap, BTree, IvfRq
 
 from .embedding_function import column_metadata
 from .errors import TableError
-from .records import Rejection
+from .records import SEEN_BEFORE, Rejection
 from .rejections import Rejections
 from .taxonomy import RANKS
 
@@ -144,25 +146,16 @@ class Store:
         return result
 
     def ids(self) -> Iterator[list[str]]:
-        """All ids in the table and among the rejected, some thousand at a time."""
+        """All ids in the table and among the rejected, some thousand at a time.
+
+        Not those rejected as seen before: where several write, the record that they repeat may be
+        one that is still to be done, and would then be lost.
+        """
         for batch in self.table.search().select(["sequence_id"]).to_batches(1 << 14):
             yield batch["sequence_id"].to_pylist()
-        yield [
-            name
-            for name in self.rejections.of_all_processes()["sequence_id"].to_pylist()
-            if name is not None
-        ]
-
-    def storable(self, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Vectors in the table's dtype, and for each whether all its numbers are finite there."""
-        dtype = self.table.schema.field("vector").type.value_type.to_pandas_dtype()
-        squares = np.einsum("ij,ij->i", vectors, vectors)
-        finite = squares <= 1e9  # no number above the square root of that; False for NaN
-        for row in np.flatnonzero(~finite):
-            finite[row] = np.abs(vectors[row]).max() <= np.finfo(dtype).max
-        if dtype == np.float16:
-            vectors = torch.from_numpy(vectors).half().numpy()  # several times faster than numpy
-        return vectors, finite
+        rejected = self.rejections.of_all_processes()
+        first = rejected.filter(pc.not_equal(rejected["reason"], SEEN_BEFORE))
+        yield [name for name in first["sequence_id"].to_pylist() if name is not None]
 
     def append(self, parts: Sequence[pa.Table]) -> None:
         """Add rows in one atomic commit.
@@ -170,41 +163,33 @@ class Store:
         Raises:
             TableError: nothing was added.
         """
-        schema = self.table.schema
-        batches = (
-            batch for part in parts for batch in part.to_batches(max_chunksize=_ROWS_PER_BATCH)
-        )
         try:
-            self.table.add(pa.RecordBatchReader.from_batches(schema, batches))
+            self.table.add(_reader(parts, self.table.schema))
         except (OSError, RuntimeError, ValueError) as error:
-            raise TableError(
-                f"{self.uri}: rows could not be written ({_first_line(error)}); check the free "
-                "space and permissions. What was committed before is kept: run again to go on"
-            ) from error
+            raise _not_written(self.uri, error) from error
 
-    def rows(
-        self,
-        ids: Sequence[str],
-        sequences: Sequence[str],
-        metadata: pa.Table,
-        source: str,
-        rows: np.ndarray,
-        vectors: np.ndarray,
-    ) -> pa.Table:
-        """Columns as the table has them; `vectors` (rows, hidden) as from `storable`."""
-        schema = self.table.schema
-        vector_type = schema.field("vector").type
-        columns: dict[str, Any] = {name: metadata[name] for name in metadata.column_names}
-        columns |= {
-            "sequence_id": pa.array(ids, pa.string()),
-            "dna_sequence": pa.array(sequences, pa.string()),
-            "source": pa.array([source] * len(ids), pa.string()),
-            "row": pa.array(rows, pa.int64()),
-            "vector": pa.FixedSizeListArray.from_arrays(
-                pa.array(vectors.ravel()), type=vector_type
-            ),
-        }
-        return pa.table({name: columns[name] for name in schema.names}, schema=schema)
+    def append_fragments(self, fragments: Sequence[Any]) -> None:
+        """Add what `write_fragments` wrote, here or on other hosts, in one atomic commit.
+
+        Raises:
+            TableError: nothing was added; a file may not be where this process can see it.
+        """
+        import lance
+
+        location = self.table.uri
+        for fragment in fragments if "://" not in location else ():
+            for file in fragment.files:
+                if not Path(location, "data", file.path).is_file():
+                    raise TableError(
+                        f"{location}: a worker wrote {file.path}, and it is not there; the "
+                        "database must be one folder for all hosts: a shared disk, gs:// or s3://"
+                    )
+        try:
+            append = lance.LanceOperation.Append(list(fragments))
+            lance.LanceDataset.commit(location, append, read_version=self.table.version)
+            self.table.checkout_latest()
+        except (OSError, RuntimeError, ValueError) as error:
+            raise _not_written(self.uri, error) from error
 
     def reject(self, rejections: Sequence[Rejection]) -> None:
         """Record what cannot be used in `rejected.parquet` beside the table."""
@@ -239,6 +224,85 @@ class Store:
         except (OSError, RuntimeError, ValueError) as error:
             # The rows are safe; another process may be compacting at the same moment.
             log.warning("the table is complete but not compacted or indexed: %s", error)
+
+
+def storable(vectors: np.ndarray, schema: pa.Schema) -> tuple[np.ndarray, np.ndarray]:
+    """Vectors in the table's dtype, and for each whether all its numbers are finite there."""
+    dtype = schema.field("vector").type.value_type.to_pandas_dtype()
+    squares = np.einsum("ij,ij->i", vectors, vectors)
+    finite = squares <= 1e9  # no number above the square root of that; False for NaN
+    for row in np.flatnonzero(~finite):
+        finite[row] = np.abs(vectors[row]).max() <= np.finfo(dtype).max
+    if dtype == np.float16:
+        vectors = torch.from_numpy(vectors).half().numpy()  # several times faster than numpy
+    return vectors, finite
+
+
+def make_rows(
+    ids: Sequence[str],
+    sequences: Sequence[str],
+    metadata: pa.Table,
+    source: str,
+    rows: np.ndarray,
+    vectors: np.ndarray,
+    schema: pa.Schema,
+) -> pa.Table:
+    """Columns as the table has them; `vectors` (rows, hidden) as from `storable`."""
+    vector_type = schema.field("vector").type
+    columns: dict[str, Any] = {name: metadata[name] for name in metadata.column_names}
+    columns |= {
+        "sequence_id": pa.array(ids, pa.string()),
+        "dna_sequence": pa.array(sequences, pa.string()),
+        "source": pa.array([source] * len(ids), pa.string()),
+        "row": pa.array(rows, pa.int64()),
+        "vector": pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), type=vector_type),
+    }
+    return pa.table({name: columns[name] for name in schema.names}, schema=schema)
+
+
+def write_fragments(location: str, parts: Sequence[pa.Table], schema: pa.Schema) -> list[Any]:
+    """Write rows beside a table's own, as files that no version of it refers to yet.
+
+    What is never given to `Store.append_fragments` is removed by the table's clean-up.
+
+    Args:
+        location: of the table (`Store.table.uri`), not of the database.
+        parts: rows, as from `make_rows`.
+        schema: of the table, with its metadata.
+
+    Returns:
+        Lance's description of each file (picklable).
+
+    Raises:
+        TableError: there is no such table here, or nothing could be written.
+    """
+    import lance
+
+    try:
+        there = lance.dataset(location).schema
+    except (OSError, RuntimeError, ValueError) as error:
+        raise TableError(
+            f"{location}: host {platform.node()} sees no table there ({_first_line(error)}); the "
+            "database must be one folder for all hosts: a shared disk, gs:// or s3://"
+        ) from error
+    if (there.metadata or {}).get(FINGERPRINT_KEY) != (schema.metadata or {})[FINGERPRINT_KEY]:
+        raise TableError(f"{location}: on host {platform.node()} this is another table")
+    try:
+        return lance.fragment.write_fragments(_reader(parts, schema), location, schema=schema)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise _not_written(location, error) from error
+
+
+def _reader(parts: Sequence[pa.Table], schema: pa.Schema) -> pa.RecordBatchReader:
+    batches = (batch for part in parts for batch in part.to_batches(max_chunksize=_ROWS_PER_BATCH))
+    return pa.RecordBatchReader.from_batches(schema, batches)
+
+
+def _not_written(uri: str, error: BaseException) -> TableError:
+    return TableError(
+        f"{uri}: rows could not be written ({_first_line(error)}); check the free "
+        "space and permissions. What was committed before is kept: run again to go on"
+    )
 
 
 def _compare(uri: str, name: str, there: pa.Schema, ours: pa.Schema) -> None:

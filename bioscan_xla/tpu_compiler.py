@@ -48,6 +48,7 @@ TOPOLOGIES = {
         Topology("v4-8", "v4:2x2x1", 4, 32 * GIB, 275e12, 1228e9),
         Topology("v5e-1", "v5e:1x1", 1, 16 * GIB, 197e12, 819e9),
         Topology("v5e-8", "v5e:2x4", 8, 16 * GIB, 197e12, 819e9),
+        Topology("v5e-16", "v5e:4x4", 16, 16 * GIB, 197e12, 819e9),  # four hosts
         Topology("v6e-8", "v6e:2x4", 8, 32 * GIB, 918e12, 1640e9),
     )
 }

@@ -43,10 +43,13 @@ def test_embedding_moves_nothing_but_results(capsys, model_folder, training_samp
 @pytest.mark.slow
 @pytest.mark.xla
 @needs_compiler
-def test_a_training_step_reduces_its_gradients(capsys, model_folder, training_sample, monkeypatch):
+@pytest.mark.parametrize("topology", ["v5e-8", "v5e-16"])  # one host, and a slice of four
+def test_a_training_step_reduces_its_gradients(
+    capsys, model_folder, training_sample, monkeypatch, topology
+):
     one = plan.plan_epoch
     monkeypatch.setattr(plan, "plan_epoch", lambda *given: one(*given)[:1])  # one width
-    common = ["finetune", "--topology", "v5e-8", "--model", model_folder]
+    common = ["finetune", "--topology", topology, "--model", model_folder]
     status, result = run(capsys, *common, "--train", training_sample)
     assert status == 0
     (program,) = result["programs"]

@@ -78,6 +78,19 @@ def test_eight_device_mesh(model_folder, sequences, expected, tmp_path, dtype, p
 
 @pytest.mark.xla
 @needs_xla
+def test_a_host_of_several_is_refused():
+    """Such a slice is not to be had here, so only what torch_xla says of it is imitated."""
+    code = (
+        "import torch_xla.runtime as xr; xr.process_count = lambda: 4;"
+        "from bioscan_xla.runtime import open_device; open_device('xla')"
+    )
+    result = run_python("-c", code, env=EIGHT_DEVICES, check=False, cwd=ROOT)
+    assert "DeviceError: this host is one of 4 of a TPU slice" in result.stderr
+    assert "--process-index" in result.stderr
+
+
+@pytest.mark.xla
+@needs_xla
 def test_whole_command_on_the_mesh(model_folder, tmp_path):
     code = (
         "import bioscan_xla, sys;"

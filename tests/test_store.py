@@ -10,9 +10,11 @@ from bioscan_xla.records import Rejection
 from bioscan_xla.sources import ReadOptions, metadata_schema
 from bioscan_xla.store import (
     Store,
+    make_rows,
     open_table,
     read_fingerprint,
     search_vectors,
+    storable,
     table_schema,
 )
 
@@ -43,10 +45,11 @@ def fill(store, first, count, source="/a.parquet", phylum="Annelida"):
         }
     )
     names = [f"{phylum}{n}" for n in range(first, first + count)]
-    values, finite = store.storable(vectors)
+    values, finite = storable(vectors, store.table.schema)
     assert finite.all()
     rows = np.arange(first, first + count)
-    store.append([store.rows(names, ["ACGT"] * count, metadata, source, rows, values)])
+    schema = store.table.schema
+    store.append([make_rows(names, ["ACGT"] * count, metadata, source, rows, values, schema)])
     return vectors
 
 
@@ -72,8 +75,8 @@ def test_what_is_not_finite_in_the_table_is_found(tmp_path):
     store = make(tmp_path)
     vectors = np.ones((5, 16), np.float32)
     vectors[0, 3], vectors[1, 0], vectors[2, 5], vectors[3] = np.nan, np.inf, 70000.0, 60000.0
-    assert store.storable(vectors)[1].tolist() == [False, False, False, True, True]
-    assert make(tmp_path, "other", "float32").storable(vectors)[1].tolist() == [
+    assert storable(vectors, store.table.schema)[1].tolist() == [False, False, False, True, True]
+    assert storable(vectors, make(tmp_path, "other", "float32").table.schema)[1].tolist() == [
         False,
         False,
         True,
@@ -189,3 +192,16 @@ def test_an_empty_table_binds_nobody(tmp_path):
     fill(store, 0, 2)
     with pytest.raises(TableError, match="pooling"):
         make(tmp_path)
+
+
+def test_an_id_seen_before_does_not_hide_its_first_record(tmp_path):
+    store = make(tmp_path)
+    store.reject(
+        [
+            Rejection("f", 9, "later", "id seen before"),
+            Rejection("f", 10, "bad", "empty sequence"),
+        ]
+    )
+    # The record of that id which is to be taken may not be done yet.
+    assert [name for names in store.ids() for name in names] == ["bad"]
+    assert store.done()["f"].tolist() == [False] * 9 + [True] * 2

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -206,6 +207,20 @@ def test_two_processes_equal_one(options, tmp_path):
     run(one)
     launcher = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29517")
     run(two, env={"USE_TORCH_XLA": "0", "ACCELERATE_USE_CPU": "true"}, launcher=launcher)
+    assert difference(one["output"], two["output"]) < 2e-6
+
+
+@pytest.mark.slow
+def test_two_nodes_equal_one_process(options, tmp_path):
+    """Two launchers that find each other as on two hosts, by the rendezvous of launch/."""
+    same = options | {"dropout": 0.0, "num_epochs": 1}
+    one, two = (same | {"output": str(tmp_path / name)} for name in ("one", "two"))
+    run(one)
+    nodes = "-m torch.distributed.run --nnodes 2 --nproc_per_node 1 --rdzv_id 7 --rdzv_backend c10d"
+    launcher = (*nodes.split(), "--rdzv_endpoint", "127.0.0.1:29519", "--local_addr", "127.0.0.1")
+    env = {"USE_TORCH_XLA": "0", "ACCELERATE_USE_CPU": "true"}
+    with ThreadPoolExecutor() as hosts:
+        list(hosts.map(lambda _: run(two, env=env, launcher=launcher), range(2)))
     assert difference(one["output"], two["output"]) < 2e-6
 
 
