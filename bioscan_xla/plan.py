@@ -7,6 +7,7 @@ Figures are the compiler's estimate; nothing is computed and no speed is measure
 
 import argparse
 import dataclasses
+import itertools
 import json
 import os
 import subprocess
@@ -35,7 +36,7 @@ from .tpu_compiler import GIB, Compiled, Topology, compile_for, find_topology
 from .training_config import FinetuneConfig
 from .training_data import plan_epoch
 
-_SAMPLE_SEQUENCES = 5_000
+_SAMPLE_SEQUENCES = 20_000
 _UTILISATION = 0.6
 _NUM_CLASSES = (8, 60, 200, 600, 1_500, 4_000, 8_000)  # of the heads, where no data are given
 
@@ -100,7 +101,7 @@ def _model_config(config: EmbedConfig | FinetuneConfig) -> EsmConfig:
 
 
 def _sequences(config: EmbedConfig) -> list[str]:
-    """The first sequences of the input; without one, mixed lengths of 150 to 5,994 bp."""
+    """The first sequences of each file; without an input, mixed lengths of 150 to 5,994 bp."""
     if not config.input:
         rng = np.random.default_rng(0)
         spans = np.array([(658, 659), (150, 421), (900, 1801), (1801, 5995)])
@@ -109,12 +110,13 @@ def _sequences(config: EmbedConfig) -> list[str]:
         return ["".join(rng.choice(list("ACGT"), length)) for length in lengths.tolist()]
     sources = expand_inputs(config.input)
     reading = ReadOptions(columns=config.columns, header_taxonomy=config.header_taxonomy)
+    schema = metadata_schema(sources, reading)
+    each = -(-_SAMPLE_SEQUENCES // len(sources))
     sequences: list[str] = []
-    for chunk in read_chunks(sources, reading, metadata_schema(sources, reading)):
-        sequences += chunk.sequences
-        if len(sequences) >= _SAMPLE_SEQUENCES:
-            break
-    return sequences[:_SAMPLE_SEQUENCES]
+    for source in sources:
+        of_source = (text for c in read_chunks([source], reading, schema) for text in c.sequences)
+        sequences += itertools.islice(of_source, each)
+    return sequences
 
 
 def _useful_flops(model: EsmConfig, batch: Batch) -> float:
