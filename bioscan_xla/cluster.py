@@ -41,6 +41,7 @@ log = logging.getLogger(__name__)
 
 _IN_FLIGHT = 2  # chunks a worker has: one on the device, one being tokenized or written
 _ATTEMPTS = 5  # workers that may die over one chunk, or starts of one worker that may fail
+_START_SECONDS = 120.0  # a worker that fails to start for so long is given up
 _POLL_SECONDS = 0.2
 _WARN_SECONDS = 60.0
 
@@ -135,6 +136,7 @@ class _Member:
     number: int
     ready: bool = False
     busy: int = 0  # chunks given to it
+    down_since: float = field(default_factory=time.monotonic)
     failed_starts: int = 0
     compiles: int = 0
 
@@ -396,10 +398,12 @@ class Workers:
         """A worker died: its chunk goes to another, and it is started again."""
         member = task.member
         if task.chunk is None:
+            # Also while Ray is still starting its process again, several times.
             member.failed_starts += 1
-            if member.failed_starts >= _ATTEMPTS:
+            down = time.monotonic() - member.down_since
+            if member.failed_starts >= _ATTEMPTS and down > _START_SECONDS:
                 self._members.remove(member)
-                log.warning("worker %d is given up after %d starts", member.number, _ATTEMPTS)
+                log.warning("worker %d is given up: down for %.0f s", member.number, down)
                 if not self._members:
                     raise DeviceError(f"no worker is left; the last died with: {error}") from error
                 return
@@ -413,6 +417,7 @@ class Workers:
             ) from error
         self._again.append(_Task(member, task.chunk, task.deaths + 1))
         if member.ready:
+            member.down_since = time.monotonic()
             self._describe(member)
 
 
