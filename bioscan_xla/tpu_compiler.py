@@ -122,13 +122,18 @@ def compile_for(
     try:
         # A compiler alone takes no lock and asks no metadata server.
         target = topologies.get_topology_desc(
-            platform="tpu", topology_name=topology.layout, **_bounds(topology)
+            platform="tpu", topology_name=topology.layout, **_chips(topology)
         )
     except Exception as error:
         raise DeviceError(
             f"the TPU compiler did not start for {topology.name} ({error})"
         ) from error
-    cores: list[Any] = target.devices[: topology.num_cores]
+    cores: list[Any] = target.devices
+    if len(cores) != topology.num_cores:
+        raise DeviceError(
+            f"the TPU compiler sees {len(cores)} devices in {topology.name}, which has "
+            f"{topology.num_cores}; install the release that bioscan_xla[plan] names"
+        )
     context = mlir.make_ir_context()
     with context, ir.Location.unknown(context):
         module = ir.Module.parse(xla_client._xla.mlir.hlo_to_stablehlo(program), context=context)
@@ -187,9 +192,11 @@ def _num_bytes(dtype: str, shape: str) -> int:
     return int(np.prod([int(n) for n in shape.split(",") if n], dtype=np.int64)) * bits // 8
 
 
-def _bounds(topology: Topology) -> dict[str, Any]:
-    # Fewer chips than a host has must be said.
-    return {"chips_per_host_bounds": [1, 1, 1]} if topology.num_cores == 1 else {}
+def _chips(topology: Topology) -> dict[str, Any]:
+    """What the compiler must be told besides the layout."""
+    if topology.num_cores == 1:
+        return {"chips_per_host_bounds": [1, 1, 1]}
+    return {"chip_config_name": "megacore"} if topology.layout.startswith("v4") else {}
 
 
 def _import_compiler() -> tuple[Any, Any, Any, Any]:
