@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from bioscan_xla.errors import ConfigError, DeviceError
-from bioscan_xla.runtime import open_device, shard_parameters
+from bioscan_xla.runtime import _has_tpu_chip, open_device, shard_parameters
 
 from .conftest import ROOT, cosine, run_python
 
@@ -24,6 +24,16 @@ def test_choice_says_why(monkeypatch):
     assert device.kind == ("cuda" if torch.cuda.is_available() else "cpu")
     assert device.why
     assert device.dtype_name == "float32"
+
+
+def test_a_tpu_is_told_by_its_pci_identity(tmp_path):
+    for number, (vendor, device) in enumerate([("0x8086", "0x0063"), ("0x1ae0", "0x0042")]):
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / "vendor").write_text(vendor + "\n")
+        (tmp_path / str(number) / "device").write_text(device + "\n")
+    assert not _has_tpu_chip(tmp_path)  # another vendor's, and Google's network card
+    (tmp_path / "1" / "device").write_text("0x0063\n")
+    assert _has_tpu_chip(tmp_path)
 
 
 def test_unknown_names_are_refused():
@@ -74,6 +84,22 @@ def test_eight_device_mesh(model_folder, sequences, expected, tmp_path, dtype, p
     assert all(counts["compiles"] == first["compiles"] for counts in later)
     assert all(counts["host_fallbacks"] == 0 for counts in report["after_pass"])
     assert all(rows % 8 == 0 for rows, _ in report["shapes"])
+
+
+@pytest.mark.xla
+@needs_xla
+def test_opened_again_after_computing(tmp_path):
+    """A notebook embeds, trains and searches in one process; the compile cache is set only once."""
+    code = (
+        "import os; os.environ.pop('PJRT_DEVICE', None)\n"  # with it the CPU has no cache
+        "from bioscan_xla.runtime import fetch, launch, open_device, put\n"
+        "import numpy as np\n"
+        "for _ in range(2):\n"
+        "    device = open_device('xla', 'float32')\n"
+        "    print(fetch(launch(device, put(device, np.ones((1, 2), np.float32)) + 1)))\n"
+    )
+    result = run_python("-c", code, env={"XLA_CACHE_DIR": str(tmp_path / "cache")}, cwd=ROOT)
+    assert result.stdout.split() == ["[[2.", "2.]]"] * 2
 
 
 @pytest.mark.xla
