@@ -91,10 +91,11 @@ def test_eight_device_mesh(model_folder, sequences, expected, tmp_path, dtype, p
 def test_opened_again_after_computing(tmp_path):
     """A notebook embeds, trains and searches in one process; the compile cache is set only once."""
     code = (
-        "import os; os.environ.pop('PJRT_DEVICE', None)\n"  # with it the CPU has no cache
+        "import os\n"
         "from bioscan_xla.runtime import fetch, launch, open_device, put\n"
         "import numpy as np\n"
         "for _ in range(2):\n"
+        "    os.environ.pop('PJRT_DEVICE', None)\n"  # named, the CPU would have no cache
         "    device = open_device('xla', 'float32')\n"
         "    print(fetch(launch(device, put(device, np.ones((1, 2), np.float32)) + 1)))\n"
     )
