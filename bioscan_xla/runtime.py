@@ -26,7 +26,7 @@ from .errors import ConfigError, DeviceError
 log = logging.getLogger(__name__)
 
 _TPU_PCI_DEVICES = ("0x0027", "0x005e", "0x0063", "0x006f", "0x0076")
-"""v2 and v3, v4, v5e, v6e, 7x. Reference: torch_xla/_internal/tpu.py, too heavy to import to ask."""
+"""v2 and v3, v4, v5e, v6e, 7x. Reference: torch_xla/_internal/tpu.py."""
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
