@@ -25,6 +25,9 @@ from .errors import ConfigError, DeviceError
 
 log = logging.getLogger(__name__)
 
+_TPU_PCI_DEVICES = ("0x0027", "0x005e", "0x0063", "0x006f", "0x0076")
+"""v2 and v3, v4, v5e, v6e, 7x. Reference: torch_xla/_internal/tpu.py."""
+
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
@@ -67,7 +70,15 @@ def _has_tpu() -> bool:
     if importlib.util.find_spec("torch_xla") is None:
         return False
     named = os.environ.get("PJRT_DEVICE", "").upper()
-    return named == "TPU" or (not named and any(Path("/dev").glob("accel[0-9]*")))
+    return named == "TPU" or (not named and _has_tpu_chip())
+
+
+def _has_tpu_chip(devices: Path = Path("/sys/bus/pci/devices")) -> bool:
+    """True where a TPU is attached; v5e and later may show under /dev/vfio only, as others do."""
+    if any(Path("/dev").glob("accel[0-9]*")):
+        return True
+    google = (path.parent for path in devices.glob("*/vendor") if path.read_text() == "0x1ae0\n")
+    return any((chip / "device").read_text().strip() in _TPU_PCI_DEVICES for chip in google)
 
 
 def choose(name: str) -> tuple[str, str]:
@@ -126,8 +137,9 @@ def _open_xla(dtype: torch.dtype, why: str) -> Device:
         ) from error
     try:
         xr.use_spmd()  # must come before anything touches a device
-        if os.environ.get("PJRT_DEVICE", "").upper() != "CPU":
-            # The CPU backend can write this cache but not read it back.
+        is_first = not torch_xla._XLAC._xla_computation_cache_is_initialized()
+        if os.environ.get("PJRT_DEVICE", "").upper() != "CPU" and is_first:
+            # The CPU backend can write this cache but not read it back. It is set once a process.
             cache = os.environ.get("XLA_CACHE_DIR") or str(Path.home() / ".cache/bioscan_xla/xla")
             xr.initialize_cache(cache, readonly=False)
         if xr.process_count() > 1:

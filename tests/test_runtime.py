@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from bioscan_xla.errors import ConfigError, DeviceError
-from bioscan_xla.runtime import open_device, shard_parameters
+from bioscan_xla.runtime import _has_tpu_chip, open_device, shard_parameters
 
 from .conftest import ROOT, cosine, run_python
 
@@ -24,6 +24,16 @@ def test_choice_says_why(monkeypatch):
     assert device.kind == ("cuda" if torch.cuda.is_available() else "cpu")
     assert device.why
     assert device.dtype_name == "float32"
+
+
+def test_a_tpu_is_told_by_its_pci_identity(tmp_path):
+    for number, (vendor, device) in enumerate([("0x8086", "0x0063"), ("0x1ae0", "0x0042")]):
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / "vendor").write_text(vendor + "\n")
+        (tmp_path / str(number) / "device").write_text(device + "\n")
+    assert not _has_tpu_chip(tmp_path)  # another vendor's, and Google's network card
+    (tmp_path / "1" / "device").write_text("0x0063\n")
+    assert _has_tpu_chip(tmp_path)
 
 
 def test_unknown_names_are_refused():
@@ -87,6 +97,23 @@ def test_a_host_of_several_is_refused():
     result = run_python("-c", code, env=EIGHT_DEVICES, check=False, cwd=ROOT)
     assert "DeviceError: this host is one of 4 of a TPU slice" in result.stderr
     assert "--process-index" in result.stderr
+
+
+@pytest.mark.xla
+@needs_xla
+def test_opened_again_after_computing(tmp_path):
+    """A notebook embeds, trains and searches in one process; the compile cache is set only once."""
+    code = (
+        "import os\n"
+        "from bioscan_xla.runtime import fetch, launch, open_device, put\n"
+        "import numpy as np\n"
+        "for _ in range(2):\n"
+        "    os.environ.pop('PJRT_DEVICE', None)\n"  # named, the CPU would have no cache
+        "    device = open_device('xla', 'float32')\n"
+        "    print(fetch(launch(device, put(device, np.ones((1, 2), np.float32)) + 1)))\n"
+    )
+    result = run_python("-c", code, env={"XLA_CACHE_DIR": str(tmp_path / "cache")}, cwd=ROOT)
+    assert result.stdout.split() == ["[[2.", "2.]]"] * 2
 
 
 @pytest.mark.xla

@@ -1,0 +1,121 @@
+"""The notebook: executed whole, and what is kept in it."""
+
+import ast
+import importlib.util
+import json
+import re
+
+import lancedb
+import pyarrow.parquet as pq
+import pytest
+
+nbformat = pytest.importorskip("nbformat", reason="nbformat is not installed")
+pytest.importorskip("nbclient", reason="nbclient is not installed")
+pytest.importorskip("ipykernel", reason="ipykernel is not installed")
+
+from .run_notebook import NOTEBOOK, execute
+
+STEPS = (
+    "Set-up and device check",
+    "Model",
+    "Mesh",
+    "Streaming",
+    "Batch embedding",
+    "LoRA set-up",
+    "Training",
+    "LanceDB export",
+    "Monitoring",
+    "Checkpoints",
+)
+
+
+@pytest.fixture(scope="module")
+def kept():
+    return nbformat.read(NOTEBOOK, as_version=4)
+
+
+def code_cells(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def text_of(notebook):
+    """All that the cells printed or showed as text."""
+    return "\n".join(
+        output.get("text") or output.get("data", {}).get("text/plain", "")
+        for cell in code_cells(notebook)
+        for output in cell.outputs
+    )
+
+
+def check(folder, notebook, num_epochs):
+    """The key results of a run on the sample."""
+    assert "402 records" in text_of(notebook)
+    assert "0 embedded anew, 400 rows" in text_of(notebook)
+    database = lancedb.connect(str(folder / "demo/embeddings.db"))
+    assert {database.open_table(name).count_rows() for name in ("embeddings", "tuned")} == {400}
+    exported = pq.read_table(folder / "demo/tuned.parquet")
+    assert len(set(exported["sequence_id"].to_pylist())) == 400
+    metrics = json.loads((folder / "demo/classifier/metrics.json").read_text())
+    assert metrics["num_epochs"] == num_epochs
+    assert metrics[f"epoch_{num_epochs}_loss"] < metrics["epoch_1_loss"]
+    return metrics["evaluation"]
+
+
+@pytest.mark.slow
+def test_it_runs_whole_as_it_stands(tmp_path):
+    figures = check(tmp_path, execute(tmp_path), num_epochs=8)
+    assert figures["phylum/accuracy"] > 0.4  # chance is 0.21
+    assert figures["species/accuracy"] > 0.2  # chance is 0.05
+
+
+@pytest.mark.slow
+@pytest.mark.xla
+@pytest.mark.skipif(
+    importlib.util.find_spec("torch_xla") is None, reason="torch_xla is not installed"
+)
+def test_it_runs_whole_on_the_mesh(tmp_path):
+    """One process embeds, trains and searches on eight virtual devices, as it would on a TPU."""
+    training = {"num_epochs": 2, "learning_rate": 3e-3, "batch_size": 16, "dtype": "float32"}
+    notebook = execute(
+        tmp_path,
+        {"DEVICE": "xla", "TRAINING": training | {"dropout": 0.0}},  # which is slow there
+        {"PJRT_DEVICE": "CPU", "CPU_NUM_DEVICES": "8"},
+    )
+    check(tmp_path, notebook, num_epochs=2)
+    assert "xla x 8" in text_of(notebook)
+    assert "{'data': 8}" in text_of(notebook)
+    assert "'host_fallbacks': 0" in text_of(notebook)
+
+
+def test_ten_steps_in_order(kept):
+    titles = [
+        re.match(r"## (\d+)\. (.*)", cell.source).groups()
+        for cell in kept.cells
+        if cell.source.startswith("## ")
+    ]
+    assert titles == [(str(number), step) for number, step in enumerate(STEPS, 1)]
+
+
+def test_cells_are_short_and_define_nothing(kept):
+    for cell in code_cells(kept):
+        assert len(cell.source.splitlines()) <= 14, cell.source
+        plain = re.sub(r"^(\s*)%.*$", r"\1pass", cell.source, flags=re.MULTILINE)
+        for node in ast.walk(ast.parse(plain)):
+            kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)
+            assert not isinstance(node, kinds), cell.source
+
+
+def test_outputs_are_kept_of_a_whole_run(kept):
+    cells = code_cells(kept)
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    silent = [cell for cell in cells if not cell.outputs]
+    assert len(silent) <= 2  # parameters, and an installation that was there
+    assert any("image/png" in output.get("data", {}) for cell in cells for output in cell.outputs)
+    assert not any(output.output_type == "error" for cell in cells for output in cell.outputs)
+
+
+def test_outputs_name_no_machine(kept):
+    """Only the neutral folder of `run_notebook`, and no user, host or environment."""
+    text = text_of(kept)
+    assert not re.search(r"/(home|root|work|Users|opt|usr)/|site-packages|\.venv|Traceback", text)
+    assert set(re.findall(r"/tmp/\w+", text)) <= {"/tmp/bioscan"}
