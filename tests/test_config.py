@@ -7,6 +7,7 @@ import pytest
 from bioscan_xla.command_line import parse
 from bioscan_xla.config import EmbedConfig
 from bioscan_xla.errors import ConfigError
+from bioscan_xla.training_config import FinetuneConfig
 
 from .conftest import ROOT
 
@@ -15,11 +16,10 @@ def embed(*words):
     return parse(EmbedConfig, list(words), "embed")
 
 
-@pytest.mark.parametrize(
-    "path", sorted((ROOT / "configs").glob("embed_*.yaml")), ids=lambda p: p.name
-)
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.name)
 def test_every_yaml_loads_and_tells_its_command(path):
-    assert isinstance(embed("--config", str(path)), EmbedConfig)
+    kind = EmbedConfig if path.name.startswith("embed_") else FinetuneConfig
+    assert isinstance(parse(kind, ["--config", str(path)], path.stem), kind)
     assert f"--config configs/{path.name}" in path.read_text().split("\n\n")[0]
 
 

@@ -13,7 +13,7 @@ nbformat = pytest.importorskip("nbformat", reason="nbformat is not installed")
 pytest.importorskip("nbclient", reason="nbclient is not installed")
 pytest.importorskip("ipykernel", reason="ipykernel is not installed")
 
-from .run_notebook import NOTEBOOK, execute
+from .run_notebook import NOTEBOOK, execute  # noqa: E402
 
 STEPS = (
     "Set-up and device check",
