@@ -27,7 +27,7 @@ from bioscan_xla.store import (
     write_fragments,
 )
 
-from .conftest import ROOT, cosine
+from .conftest import ROOT, cosine, run_python
 
 ray = pytest.importorskip("ray", reason="ray is not installed: pip install 'bioscan_xla[ray]'")
 lance = pytest.importorskip("lance", reason="pylance is not installed")
@@ -179,6 +179,18 @@ def test_killed_workers(two_cpus, many, tmp_path, options, monkeypatch, caplog):
     assert caplog.text.count("another goes on") >= 3
     assert "rows" in caplog.text
     _is_whole(tmp_path / "db", many)
+
+
+def test_command_of_the_guide(two_cpus, many, tmp_path, model_folder):
+    text = (ROOT / "launch/CLOUD_WORKFLOW.md").read_text()
+    (line,) = [line for line in text.splitlines() if line.endswith("--engine ray")]
+    (tmp_path / "reads.parquet").symlink_to(many)
+    words = [*line.split()[1:], "--model", model_folder, "--max-sequences", "50"]
+    result = run_python(
+        *words, cwd=tmp_path, env={"RAY_ADDRESS": two_cpus, "PYTHONPATH": str(ROOT)}, timeout=200
+    )
+    assert "50 sequences embedded" in result.stdout
+    assert open_table(str(tmp_path / "ray.db")).count_rows() == 50
 
 
 def _count(db):
