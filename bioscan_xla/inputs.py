@@ -98,13 +98,13 @@ def _expand_remote(name: str) -> list[str]:
             return sorted(map(filesystem.unstrip_protocol, filesystem.glob(path)))
         if filesystem.isdir(path):
             files = map(filesystem.unstrip_protocol, filesystem.find(path))
-            return sorted(file for file in files if is_data_name(file))
+            return sorted(file for file in files if _is_data_name(file))
     except OSError as error:
         raise InputError(f"{name}: cannot be listed ({error}); check address and access") from error
     return [name]
 
 
-def is_data_name(name: str) -> bool:
+def _is_data_name(name: str) -> bool:
     """True where the name is a sequence file's, and not one inside a LanceDB table."""
     try:
         return ".lance/" not in name and bool(format_of(name))

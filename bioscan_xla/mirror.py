@@ -7,14 +7,19 @@ name its files, are copied after the files they name and deleted before them.
 
 import logging
 import os
+import re
 import shutil
 import time
+from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from .errors import TableError
 
 log = logging.getLogger(__name__)
+
+UNFINISHED = ".bioscan-part"
+"""What a name ends with, or the folder that holds files, until they are whole."""
 
 _EVERY_SECONDS = 1800.0
 
@@ -41,6 +46,18 @@ def copy_database(source: str | Path, destination: str | Path) -> int:
     return copied
 
 
+def newest_versions(names: Iterable[str]) -> dict[str, int]:
+    """Newest version of each table among these files, told by the names of its manifests."""
+    newest: dict[str, int] = {}
+    for name in names:
+        if found := re.fullmatch(r"(.*?)/?_versions/(\d+)\.manifest", name):
+            table, digits = found.groups()
+            # Lance counts down from 2^64 - 1 (20 digits), so that the newest is listed first.
+            version = 2**64 - 1 - int(digits) if len(digits) == 20 else int(digits)
+            newest[table] = max(version, newest.get(table, 0))
+    return newest
+
+
 def is_manifest(path: Path) -> bool:
     """True for the files of a table that name its other files."""
     return "_versions" in path.parts
@@ -50,7 +67,7 @@ def _files(folder: Path, manifests: bool) -> list[Path]:
     return sorted(
         path.relative_to(folder)
         for path in folder.rglob("*")
-        if path.is_file() and not path.name.endswith(".part") and is_manifest(path) == manifests
+        if path.is_file() and not path.name.endswith(UNFINISHED) and is_manifest(path) == manifests
     )
 
 
@@ -64,7 +81,7 @@ def _copy_file(source: Path, destination: Path) -> bool:
     if not is_changing and destination.exists() and destination.stat().st_size == size:
         return False
     destination.parent.mkdir(parents=True, exist_ok=True)
-    part = destination.with_name(destination.name + ".part")
+    part = destination.with_name(destination.name + UNFINISHED)
     shutil.copyfile(source, part)
     os.replace(part, destination)
     return True

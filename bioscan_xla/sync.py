@@ -11,20 +11,20 @@ import logging
 import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from .errors import BioscanError, SyncError
-from .inputs import is_data_name
-from .mirror import is_manifest
+from .mirror import UNFINISHED, is_manifest, newest_versions
 from .transfer import Engine, local_folder, open_engine
 
 log = logging.getLogger("bioscan_xla.sync")
 
 _SHOWN = 20
+_LOG_SECONDS = 60.0
 
 
 def sync(
@@ -54,17 +54,22 @@ def sync(
     """
     started = time.monotonic()
     source, only = _check_places(source, destination)
-    engine = open_engine(source, destination, without_rclone)
+    engine = open_engine(source, destination, only, without_rclone)
+    if only is None and local_folder(source) is None and engine.is_file():
+        source, only = _split(source)
+        engine = open_engine(source, destination, only, without_rclone)
+    if delete and only is not None:
+        raise SyncError(f"{only}: is one file; --delete is for folders")
     ours = _list_source(engine)
-    if only is not None:
-        ours = {name: size for name, size in ours.items() if name == only}
     if not ours:
         raise SyncError(f"{source}: is not there or holds no file; is the drive mounted?")
     there = engine.files(at_source=False)
+    if not delete:
+        _refuse_newer(ours, there, source, destination)
     both = [name for name in ours if there.get(name) == ours[name]]
     changed = set(engine.different(both)) if both else set()
     to_copy = [name for name in ours if name not in there or name in changed or name not in both]
-    to_delete = sorted(set(there) - set(ours)) if delete and only is None else []
+    to_delete = sorted(set(there) - set(ours)) if delete else []
     result = {
         "copied": 0 if dry_run else len(to_copy),
         "bytes": sum(ours[name] for name in to_copy),
@@ -87,7 +92,23 @@ def _list_source(engine: Engine) -> dict[str, int]:
         # that is being written.
         found = engine.files(at_source=True)
     others = {name: size for name, size in found.items() if not is_manifest(Path(name))}
-    return {n: size for n, size in (others | manifests).items() if not n.endswith(".part")}
+    return {
+        name: size
+        for name, size in (others | manifests).items()
+        if not name.endswith(UNFINISHED) and not name.startswith(UNFINISHED + "/")
+    }
+
+
+def _refuse_newer(ours: Iterable[str], there: Iterable[str], source: str, destination: str) -> None:
+    """Refuse to put manifests beside newer ones, which readers would go on seeing."""
+    newest = newest_versions(there)
+    for table, version in newest_versions(ours).items():
+        if newest.get(table, 0) > version:
+            raise SyncError(
+                f"{destination}: the table {table or 'there'} is at version {newest[table]}, in "
+                f"{source} at {version}: it is newer, or another table. Swap the two places if you "
+                "meant that, name another destination, or make it equal with --delete"
+            )
 
 
 def _check_places(source: str, destination: str) -> tuple[str, str | None]:
@@ -95,14 +116,11 @@ def _check_places(source: str, destination: str) -> tuple[str, str | None]:
     here, there = local_folder(source), local_folder(destination)
     only = None
     if here is not None:
-        if not here.exists():
+        if not _exists(here):
             raise SyncError(f"{source}: there is no such file or folder; is the drive mounted?")
         if here.is_file():
             source, only = str(here.parent), here.name
             here = here.parent
-    elif is_data_name(source):
-        head, mark, only = re.match(r"(.*)([/:])([^/:]+)$", source).groups()  # type: ignore[union-attr]
-        source = head + mark if mark == ":" else head
     if there is not None:
         if there.is_file():
             raise SyncError(f"{destination}: is a file; name a folder")
@@ -111,12 +129,31 @@ def _check_places(source: str, destination: str) -> tuple[str, str | None]:
                 f"{destination}: {there.parent} does not exist; is the drive mounted? Else make "
                 "that folder first"
             )
-    inside = here is not None and there is not None and only is None
-    if source.rstrip("/") == destination.rstrip("/") or (here is not None and here == there):
+    ends = [
+        re.sub("(?<!:)$", "/", (str(folder) if folder else address).rstrip("/"))
+        for folder, address in ((here, source), (there, destination))
+    ]
+    if ends[0] == ends[1]:
         raise SyncError(f"{source}: source and destination are the same place")
-    if inside and (here in there.parents or there in here.parents):  # type: ignore[union-attr]
+    if only is None and (ends[0].startswith(ends[1]) or ends[1].startswith(ends[0])):
         raise SyncError(f"{source} and {destination}: one lies inside the other")
     return source, only
+
+
+def _exists(path: Path) -> bool:
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:  # a mount whose program has died
+        raise SyncError(f"{path}: {error.strerror}; mount the drive again") from error
+    return True
+
+
+def _split(address: str) -> tuple[str, str]:
+    """The folder of a file elsewhere, and its name."""
+    head, mark, name = re.match(r"(.*)([/:])([^/:]+)$", address).groups()  # type: ignore[union-attr]
+    return head + mark if mark == ":" else head, name
 
 
 def _ordered(names: Sequence[str], manifests_last: bool) -> list[str]:
@@ -125,17 +162,21 @@ def _ordered(names: Sequence[str], manifests_last: bool) -> list[str]:
 
 def _carry_out(engine: Engine, result: dict[str, Any]) -> None:
     names = result["to_copy"]
+    if names:
+        log.info("%d files (%s) to copy by %s", len(names), _size(result["bytes"]), engine.name)
     with tqdm(
         total=result["bytes"], unit="B", unit_scale=True, desc="copying", leave=False, disable=None
     ) as bar:
+        count = _counter(bar, result["bytes"])
         for manifests in (False, True):
             part = [name for name in names if is_manifest(Path(name)) == manifests]
             if part:
-                engine.copy(part, bar.update)
+                engine.copy(part, count)
             if wrong := engine.different(part) if part else []:
                 raise SyncError(
                     f"{', '.join(wrong[:3])} ({len(wrong)} in all): not the same at the "
-                    "destination after the copy; run the same command again"
+                    "destination after the copy, or deleted at the source meanwhile; run the same "
+                    "command again"
                 )
     for manifests in (True, False):
         part = [name for name in result["to_delete"] if is_manifest(Path(name)) == manifests]
@@ -143,9 +184,28 @@ def _carry_out(engine: Engine, result: dict[str, Any]) -> None:
             engine.delete(part)
 
 
+def _counter(bar: tqdm, total: int) -> Callable[[int], None]:
+    """Counts bytes on the bar and, where no terminal shows it, in a log line a minute."""
+    done, logged = 0, time.monotonic()
+
+    def count(more: int) -> None:
+        nonlocal done, logged
+        done += more
+        bar.update(more)
+        if bar.disable and time.monotonic() - logged >= _LOG_SECONDS:
+            logged = time.monotonic()
+            log.info("%.0f %% of %s copied", 100 * done / max(1, total), _size(total))
+
+    return count
+
+
+def _size(count: int) -> str:
+    return tqdm.format_sizeof(count, "B", 1024)
+
+
 def summary(result: dict[str, Any], dry_run: bool) -> str:
     """What a person wants to know at the end."""
-    size = tqdm.format_sizeof(result["bytes"], "B", 1024)
+    size = _size(result["bytes"])
     if dry_run:
         lines = [f"copy    {name}" for name in result["to_copy"][:_SHOWN]]
         lines += [f"delete  {name}" for name in result["to_delete"][:_SHOWN]]
@@ -178,6 +238,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--dry-run", action="store_true", help="only tell what would be done")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
+    log.setLevel(logging.INFO)
     try:
         result = sync(
             options.source, options.destination, delete=options.delete, dry_run=options.dry_run

@@ -15,20 +15,30 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO, Protocol
+
+from fsspec import AbstractFileSystem
+from fsspec.spec import AbstractBufferedFile
 
 from .errors import SyncError
 from .inputs import filesystem_of, is_remote
+from .mirror import UNFINISHED
 
 _BLOCK_BYTES = 8 << 20
-_STAGE = ".part"  # folder at a local destination in which rclone's files become whole
-_RCLONE_KINDS = {"s3": "s3", "gs": "gcs"}  # what rclone calls the services that it can serve here
+_STAGE = UNFINISHED  # folder at a local destination in which rclone's files become whole
+_STORES = {"s3", "gs", "gcs", "abfs", "az"}  # they have buckets, and no folders to be made
+# Remotes of our own for the services that rclone can serve here. Options of a whole backend
+# (RCLONE_S3_...) would also change the remotes that the user has configured.
+_RCLONE_REMOTES = {"s3": "bioscan_s3:", "gs": "bioscan_gs:"}
 
 
 class Engine(Protocol):
     """What both engines do; names are relative to the place, with `/` between folders."""
 
     name: str
+
+    def is_file(self) -> bool:
+        """Whether the source is one file."""
 
     def files(self, at_source: bool) -> dict[str, int]:
         """Names and sizes in bytes of the files at one place; empty if it is not there."""
@@ -48,8 +58,16 @@ def is_rclone_remote(address: str) -> bool:
     return re.match(r"^(:[a-z0-9]+(,[^:]*)?:|[\w][\w .+@-]+:(?!//))", address) is not None
 
 
-def open_engine(source: str, destination: str, without_rclone: bool = False) -> Engine:
+def open_engine(
+    source: str, destination: str, only: str | None = None, without_rclone: bool = False
+) -> Engine:
     """The engine for two addresses: folders, `gs://`, `s3://` and other URLs, rclone remotes.
+
+    Args:
+        source: folder, URL or remote.
+        destination: folder, URL or remote.
+        only: the one file of the source that is meant; no other is listed.
+        without_rclone: take fsspec though rclone is installed.
 
     Raises:
         SyncError: a remote of rclone's, and rclone is not installed.
@@ -60,17 +78,17 @@ def open_engine(source: str, destination: str, without_rclone: bool = False) -> 
     needed = [address for address in pair if is_rclone_remote(address)]
     if needed and program is None:
         raise SyncError(f"{needed[0]}: is a remote of rclone, which is not installed (rclone.org)")
-    known = all(not is_remote(a) or a.split("://")[0] in _RCLONE_KINDS for a in pair)
+    known = all(not is_remote(a) or a.split("://")[0] in _RCLONE_REMOTES for a in pair)
     if program is not None and known:
-        return Rclone(program, *map(_as_rclone, pair))
-    return Fsspec(source, destination)
+        return Rclone(program, _as_rclone(source), _as_rclone(destination), only)
+    return Fsspec(source, destination, only)
 
 
 def _as_rclone(address: str) -> str:
     if not is_remote(address):
         return address if is_rclone_remote(address) else os.path.abspath(address)
     kind, _, path = address.partition("://")
-    return f":{_RCLONE_KINDS[kind]}:{path}"
+    return _RCLONE_REMOTES[kind] + path
 
 
 class Rclone:
@@ -78,21 +96,29 @@ class Rclone:
 
     name = "rclone"
 
-    def __init__(self, program: str, source: str, destination: str):
+    def __init__(self, program: str, source: str, destination: str, only: str | None = None):
         """Take the program and two addresses as rclone writes them."""
+        self._only = only
         self._program, self._places = program, (destination, source)
         is_local = not is_rclone_remote(destination)
         self._stage = Path(destination, _STAGE) if is_local else None
-        self._environment = _credentials() | dict(os.environ)
+        self._environment = dict(os.environ) | _credentials()
         # rclone refuses to start with this one; it has its own name for it.
         if bundle := self._environment.pop("AWS_CA_BUNDLE", None):
             self._environment.setdefault("RCLONE_CA_CERT", bundle)
 
+    def is_file(self) -> bool:
+        """Ask `rclone lsjson --stat`; what is not there is no file."""
+        done = self._run("lsjson", "--stat", self._places[1])
+        return not done.returncode and not json.loads(done.stdout)["IsDir"]
+
     def files(self, at_source: bool) -> dict[str, int]:
         """List by `rclone lsjson`."""
         place = self._places[at_source]
-        options = ("--recursive", "--files-only", "--no-modtime", "--exclude", f"/{_STAGE}/**")
-        done = self._run("lsjson", *options, place)
+        options = ["--recursive", "--files-only", "--no-modtime", "--copy-links"]
+        with _listed([self._only or ""]) as path:
+            which = ["--files-from-raw", path] if self._only else ["--exclude", f"/{_STAGE}/**"]
+            done = self._run("lsjson", *options, *which, place)
         if done.returncode == 3:  # directory not found
             return {}
         self._check(done)
@@ -101,14 +127,16 @@ class Rclone:
     def different(self, names: Sequence[str]) -> list[str]:
         """Compare by `rclone check`: checksums that both places know, else the bytes."""
         with _listed(names) as path:
-            options = ["--one-way", "--combined", "-", "--files-from-raw", path]
+            options = ["--one-way", "--combined", "-", "--copy-links", "--files-from-raw", path]
             done = self._run("check", *options, self._places[1], self._places[0])
             if "No common hash" in done.stderr:
                 done = self._run("check", *options, "--download", self._places[1], self._places[0])
         lines = done.stdout.splitlines()
-        if len(lines) < len(names):
+        if not lines:
             self._check(done)
-        return [line[2:] for line in lines if not line.startswith("= ")]
+        # A file that was deleted on both sides has no line.
+        same = {line[2:] for line in lines if line.startswith("= ")}
+        return [name for name in names if name not in same]
 
     def copy(self, names: Sequence[str], on_bytes: Callable[[int], object]) -> None:
         """Copy by `rclone copy`; it tries again by itself where a transfer breaks."""
@@ -120,7 +148,7 @@ class Rclone:
                 [
                     self._program,
                     "copy",
-                    *("--files-from-raw", path, "--no-traverse", again),
+                    *("--files-from-raw", path, "--no-traverse", "--copy-links", again),
                     *("--use-json-log", "--stats", "1s", "--stats-log-level", "NOTICE"),
                     self._places[1],
                     str(self._stage or self._places[0]),
@@ -152,14 +180,18 @@ class Rclone:
         if self._stage is not None:
             for name in names:
                 target = Path(self._places[0], name)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                os.replace(self._stage / name, target)
-            shutil.rmtree(self._stage)
+                # One that was deleted at the source meanwhile is not there; `different` tells.
+                if (self._stage / name).exists():
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    os.replace(self._stage / name, target)
+            shutil.rmtree(self._stage, ignore_errors=True)
 
     def delete(self, names: Sequence[str]) -> None:
         """Delete by `rclone delete`."""
         with _listed(names) as path:
             self._check(self._run("delete", "--files-from-raw", path, self._places[0]))
+        # LanceDB takes an empty `NAME.lance` for a table. Stores without folders ignore this.
+        self._check(self._run("rmdirs", "--leave-root", self._places[0]))
 
     def _run(self, *words: str) -> "subprocess.CompletedProcess[str]":
         return subprocess.run(
@@ -177,17 +209,22 @@ class Rclone:
 
 
 def _credentials() -> dict[str, str]:
-    """What other programs read from the environment, under rclone's names."""
-    found = {"RCLONE_S3_ENV_AUTH": "true", "RCLONE_GCS_ENV_AUTH": "true"}
-    found["RCLONE_GCS_BUCKET_POLICY_ONLY"] = "true"
-    same = {
-        "AWS_ENDPOINT_URL": "RCLONE_S3_ENDPOINT",
-        "AWS_DEFAULT_REGION": "RCLONE_S3_REGION",
-        "GOOGLE_APPLICATION_CREDENTIALS": "RCLONE_GCS_SERVICE_ACCOUNT_FILE",
+    """Our two remotes, and what other programs read from the environment under rclone's names."""
+    given = os.environ
+    s3 = {"TYPE": "s3", "ENV_AUTH": "true", "NO_CHECK_BUCKET": "true", "PROVIDER": "AWS"}
+    if endpoint := given.get("AWS_ENDPOINT_URL_S3") or given.get("AWS_ENDPOINT_URL"):
+        s3 |= {"ENDPOINT": endpoint, "PROVIDER": "Other"}
+    if region := given.get("AWS_REGION") or given.get("AWS_DEFAULT_REGION"):
+        s3["REGION"] = region
+    gs = {"TYPE": "google cloud storage", "ENV_AUTH": "true", "BUCKET_POLICY_ONLY": "true"}
+    if account := given.get("GOOGLE_APPLICATION_CREDENTIALS"):
+        gs["SERVICE_ACCOUNT_FILE"] = account
+    remotes = {"BIOSCAN_S3": s3, "BIOSCAN_GS": gs}
+    return {
+        f"RCLONE_CONFIG_{remote}_{option}": value
+        for remote, options in remotes.items()
+        for option, value in options.items()
     }
-    found |= {ours: os.environ[name] for name, ours in same.items() if name in os.environ}
-    found["RCLONE_S3_PROVIDER"] = "Other" if "RCLONE_S3_ENDPOINT" in found else "AWS"
-    return found
 
 
 @contextlib.contextmanager
@@ -210,18 +247,31 @@ class Fsspec:
 
     name = "fsspec"
 
-    def __init__(self, source: str, destination: str):
+    def __init__(self, source: str, destination: str, only: str | None = None):
         """Take two folders or URLs."""
         self._places = tuple(filesystem_of(place) for place in (destination, source))
+        self._only = only
+
+    def is_file(self) -> bool:
+        """Ask the file system; what is not there is no file."""
+        filesystem, root = self._places[1]
+        return filesystem.isfile(root)
 
     def files(self, at_source: bool) -> dict[str, int]:
         """List to the bottom."""
         filesystem, root = self._places[at_source]
         filesystem.invalidate_cache()
         try:
+            if self._only:
+                path = f"{root.rstrip('/')}/{self._only}"
+                return {self._only: filesystem.info(path)["size"]}
+            if _is_local(filesystem):
+                return _walk(root)
             found = filesystem.find(root, detail=True)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return {}
+        except OSError as error:
+            raise SyncError(f"{root}: cannot be listed ({error}); check access") from error
         start = len(root.rstrip("/")) + 1
         return {path[start:]: item["size"] for path, item in found.items() if path[start:]}
 
@@ -250,36 +300,79 @@ class Fsspec:
     def copy(self, names: Sequence[str], on_bytes: Callable[[int], object]) -> None:
         """Copy block by block; beside and renamed where the destination is a folder here."""
         (destination, to), (source, root) = self._places
+        is_local = _is_local(destination)
         for name in names:
             path = f"{to.rstrip('/')}/{name}"
-            destination.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
-            is_local = "file" in destination.protocol
-            part = path + ".part" if is_local else path
+            part = path + UNFINISHED if is_local else path
             try:
-                with (
-                    source.open(f"{root.rstrip('/')}/{name}", "rb") as file,
-                    destination.open(part, "wb") as out,
-                ):
-                    while block := file.read(_BLOCK_BYTES):
-                        out.write(block)
-                        on_bytes(len(block))
+                if not _protocols(destination) & _STORES:
+                    destination.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
+                with source.open(f"{root.rstrip('/')}/{name}", "rb") as file:
+                    _write(file, destination.open(part, "wb"), on_bytes)
+                if is_local:
+                    os.replace(part, path)
             except OSError as error:
                 raise SyncError(
                     f"{name}: could not be copied ({error}); check access and free space, and run "
                     "the same command again to go on"
                 ) from error
-            if is_local:
-                os.replace(part, path)
 
     def delete(self, names: Sequence[str]) -> None:
-        """Delete one after the other."""
+        """Delete one after the other, and the folders that are then empty."""
         filesystem, root = self._places[0]
         for name in names:
             filesystem.rm_file(f"{root.rstrip('/')}/{name}")
+        if _is_local(filesystem):  # LanceDB takes an empty `NAME.lance` for a table
+            for folder, *_ in os.walk(root, topdown=False):
+                if folder != root and not os.listdir(folder):
+                    os.rmdir(folder)
+
+
+def _walk(root: str) -> dict[str, int]:
+    """Files below a local folder.
+
+    fsspec passes over a folder that cannot be read, and its files would count as gone.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    paths = [
+        Path(folder, name)
+        for folder, _, names in os.walk(root, onerror=refuse, followlinks=True)
+        for name in names
+    ]
+    files = [path for path in paths if path.is_file()]
+    return {path.relative_to(root).as_posix(): path.stat().st_size for path in files}
+
+
+def _write(file: BinaryIO, out: BinaryIO, on_bytes: Callable[[int], object]) -> None:
+    try:
+        while block := file.read(_BLOCK_BYTES):
+            out.write(block)
+            on_bytes(len(block))
+    except BaseException:
+        if isinstance(out, AbstractBufferedFile):
+            # To close it would publish what was written so far as the whole object.
+            out.discard()
+            out.closed = True
+        else:
+            out.close()
+        raise
+    out.close()
+
+
+def _protocols(filesystem: AbstractFileSystem) -> set[str]:
+    known = filesystem.protocol
+    return {known} if isinstance(known, str) else {*known}
+
+
+def _is_local(filesystem: AbstractFileSystem) -> bool:
+    return "file" in _protocols(filesystem)
 
 
 def local_folder(address: str) -> Path | None:
     """The folder or file here that an address means; None where it is elsewhere."""
     if is_remote(address) or is_rclone_remote(address):
         return None
-    return Path(address).resolve()
+    return Path(address).expanduser().resolve()

@@ -193,6 +193,96 @@ def test_one_file(tmp_path, without_rclone):
     assert set(content(tmp_path / "b")) == {"reads.fasta"}
 
 
+@pytest.mark.parametrize("without_rclone", ENGINES)
+def test_a_newer_table_is_not_buried(database, tmp_path, without_rclone):
+    """Its manifests would stay on top, and readers would go on seeing it."""
+    copy = tmp_path / "copy"
+    shutil.copytree(database, copy)
+    add_rows(copy, 60)
+    before = content(copy)
+    with pytest.raises(SyncError, match=r"is at version 4, in .* at 3: it is newer"):
+        sync(str(database), str(copy), without_rclone=without_rclone)
+    assert content(copy) == before
+    sync(str(database), str(copy), delete=True, without_rclone=without_rclone)
+    assert content(copy) == content(database)
+    assert count_rows(copy) == 120
+
+
+@pytest.mark.parametrize("without_rclone", ENGINES)
+def test_a_deleted_table_leaves_no_folder(database, tmp_path, without_rclone):
+    """LanceDB would take it for a table."""
+    copy = tmp_path / "copy"
+    shutil.copytree(database, copy)
+    shutil.copytree(copy / "embeddings.lance", copy / "dropped.lance")
+    sync(str(database), str(copy), delete=True, without_rclone=without_rclone)
+    assert lancedb.connect(str(copy)).list_tables().tables == ["embeddings"]
+
+
+@pytest.mark.parametrize("without_rclone", ENGINES)
+def test_links_are_followed_and_no_name_is_passed_over(tmp_path, without_rclone):
+    """A model from the Hugging Face cache is a folder of links."""
+    source, copy = tmp_path / "model", tmp_path / "copy"
+    source.mkdir()
+    (tmp_path / "blob").write_bytes(b"weights")
+    (source / "model.safetensors").symlink_to(tmp_path / "blob")
+    (source / "download.part").write_bytes(b"mine")
+    sync(str(source), str(copy), without_rclone=without_rclone)
+    assert content(copy) == content(source)
+    assert not (copy / "model.safetensors").is_symlink()
+
+
+@pytest.mark.parametrize("without_rclone", ENGINES)
+def test_a_file_deleted_meanwhile_holds_the_manifests_back(
+    database, tmp_path, monkeypatch, without_rclone
+):
+    copy = tmp_path / "copy"
+    kind = transfer.Fsspec if without_rclone else transfer.Rclone
+    whole = kind.copy
+
+    def compact_first(self, names, on_bytes):
+        for name in names:
+            if "/data/" in name:
+                (database / name).unlink()
+        whole(self, names, on_bytes)
+
+    monkeypatch.setattr(kind, "copy", compact_first)
+    with pytest.raises(SyncError, match="run the same command again"):
+        sync(str(database), str(copy), without_rclone=without_rclone)
+    assert not (copy / "embeddings.lance" / "_versions").exists()
+
+
+def test_a_folder_that_cannot_be_read_is_not_an_empty_one(database, tmp_path, monkeypatch):
+    """With --delete the copy of what it holds would go."""
+    copy = tmp_path / "copy"
+    sync(str(database), str(copy), without_rclone=True)
+    before = content(copy)
+    whole = os.scandir
+
+    def broken(path):
+        if str(path) == str(database / "embeddings.lance" / "data"):
+            raise OSError(5, "Input/output error", str(path))
+        return whole(path)
+
+    monkeypatch.setattr(os, "scandir", broken)
+    with pytest.raises(SyncError, match="cannot be listed"):
+        sync(str(database), str(copy), delete=True, without_rclone=True)
+    monkeypatch.undo()
+    assert content(copy) == before
+
+
+def test_a_dead_mount_is_told(database, tmp_path, monkeypatch, capsys):
+    whole = Path.stat
+
+    def dead(path, **options):
+        if path == database:
+            raise OSError(107, "Transport endpoint is not connected", str(path))
+        return whole(path, **options)
+
+    monkeypatch.setattr(Path, "stat", dead)
+    assert command.main([str(database), str(tmp_path / "copy")]) == 1
+    assert "not connected; mount the drive again" in capsys.readouterr().err
+
+
 def _free_port():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -246,6 +336,55 @@ def test_up_to_s3_and_down_again(s3, database, tmp_path, without_rclone):
     assert count_rows(tmp_path / "down") == 120
     with pytest.raises(SyncError, match="not there or holds no file"):
         sync(f"{s3}/nothing", str(tmp_path / "nothing"), **options)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("without_rclone", ENGINES)
+def test_what_s3_must_not_do(s3, database, tmp_path, without_rclone):
+    import s3fs
+
+    options = {"without_rclone": without_rclone}
+    with pytest.raises(SyncError, match="bucket does not exist"):
+        sync(str(database), "s3://mistyped/copy", **options)
+    assert not s3fs.S3FileSystem(use_listings_cache=False).exists("mistyped")
+    sync(str(database / "rejected.parquet"), f"{s3}/one", **options)
+    with pytest.raises(SyncError, match="inside the other"):
+        sync(f"{s3}/one", f"{s3}/one/two", **options)
+    (tmp_path / "note.txt").write_text("no sequences")
+    sync(str(tmp_path / "note.txt"), f"{s3}/one", **options)
+    assert sync(f"{s3}/one/note.txt", str(tmp_path / "down"), **options)["copied"] == 1
+    assert set(content(tmp_path / "down")) == {"note.txt"}
+
+
+@pytest.mark.slow
+def test_a_broken_upload_leaves_no_object(s3, tmp_path, monkeypatch):
+    import s3fs
+
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "large.bin").write_bytes(os.urandom(20 << 20))
+
+    def stop(count):
+        raise KeyboardInterrupt
+
+    engine = transfer.open_engine(str(tmp_path / "source"), f"{s3}/broken", without_rclone=True)
+    with pytest.raises(KeyboardInterrupt):
+        engine.copy(["large.bin"], stop)
+    assert not s3fs.S3FileSystem(use_listings_cache=False).exists("samples/broken/large.bin")
+
+
+@pytest.mark.slow
+@needs_rclone
+def test_a_configured_remote_keeps_its_own_options(s3, database, tmp_path, monkeypatch):
+    """The environment's endpoint is for s3://, not for the S3 remotes of the user."""
+    (tmp_path / "rclone.conf").write_text(
+        "[store]\ntype = s3\nprovider = Minio\nregion = us-east-1\n"
+        f"endpoint = {os.environ['AWS_ENDPOINT_URL']}\n"
+        "access_key_id = test\nsecret_access_key = a-secret-of-the-test\n"
+    )
+    monkeypatch.setenv("RCLONE_CONFIG", str(tmp_path / "rclone.conf"))
+    monkeypatch.setenv("RCLONE_LOW_LEVEL_RETRIES", "1")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    assert sync(str(database), "store:samples/own")["copied"] == len(content(database))
 
 
 @pytest.mark.slow
