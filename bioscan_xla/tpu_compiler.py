@@ -4,11 +4,16 @@ Enters: a traced program and a topology. Leaves: what the compiler says of it, p
 that a program compiles and fits; it computes nothing and measures no speed.
 """
 
+import json
 import os
 import re
+import subprocess
+import sys
+import tempfile
 import time
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -105,6 +110,8 @@ def compile_for(
 ) -> Compiled:
     """Compile a program that was traced on one device for all cores of a topology.
 
+    In a process of its own: the compiler keeps gigabytes until its process ends.
+
     Args:
         program: serialized HloModuleProto.
         topology: what for.
@@ -116,6 +123,27 @@ def compile_for(
     Raises:
         DeviceError: the compiler is not installed, or does not run on this platform.
     """
+    options = (topology.name, batch_rows, shard_parameters, in_place)
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "program").write_bytes(program)
+        Path(folder, "options.json").write_text(json.dumps(options))
+        done = subprocess.run(
+            [sys.executable, "-m", __name__, folder], capture_output=True, text=True, check=False
+        )
+        said = Path(folder, "said.json")
+        if not said.is_file():
+            how = done.stderr.strip()[-800:] or "killed; is there enough memory (16 GiB)?"
+            raise DeviceError(f"the TPU compiler ended with status {done.returncode}: {how}")
+        result = json.loads(said.read_text())
+    if "device_error" in result:
+        raise DeviceError(result["device_error"])
+    kinds = (result["collectives"] or {}).items()
+    return Compiled(**result | {"collectives": {kind: tuple(pair) for kind, pair in kinds}})
+
+
+def _compile(
+    program: bytes, topology: Topology, batch_rows: int, shard_parameters: bool, in_place: bool
+) -> Compiled:
     jax, ir, xla_client, mlir = _import_compiler()
     from jax.experimental import topologies
 
@@ -250,3 +278,19 @@ def _annotate(
     main.attributes["arg_attrs"] = ir.ArrayAttr.get(attributes)
     whole = ir.DictAttr.get({"mhlo.sharding": ir.StringAttr.get("{replicated}")})
     main.attributes["res_attrs"] = ir.ArrayAttr.get([whole for _ in main.type.results])
+
+
+def _main() -> None:
+    """What the process of `compile_for` does; argument: its folder."""
+    folder = Path(sys.argv[1])
+    name, *options = json.loads((folder / "options.json").read_text())
+    try:
+        compiled = _compile((folder / "program").read_bytes(), find_topology(name), *options)
+        result = asdict(compiled)
+    except DeviceError as error:
+        result = {"device_error": str(error)}
+    (folder / "said.json").write_text(json.dumps(result))
+
+
+if __name__ == "__main__":
+    _main()
