@@ -13,6 +13,8 @@ nbformat = pytest.importorskip("nbformat", reason="nbformat is not installed")
 pytest.importorskip("nbclient", reason="nbclient is not installed")
 pytest.importorskip("ipykernel", reason="ipykernel is not installed")
 
+from bioscan_xla.sample import write_query  # noqa: E402
+
 from .run_notebook import NOTEBOOK, execute  # noqa: E402
 
 STEPS = (
@@ -47,25 +49,26 @@ def text_of(notebook):
     )
 
 
-def check(folder, notebook, num_epochs):
-    """The key results of a run on the sample."""
-    assert "402 records" in text_of(notebook)
-    assert "0 embedded anew, 400 rows" in text_of(notebook)
+def check(folder, notebook, num_rows, num_epochs):
+    """The key results of a run on a sample of so many usable sequences."""
+    assert f"{num_rows + 2} records" in text_of(notebook)
+    assert f"0 embedded anew, {num_rows} rows" in text_of(notebook)
     database = lancedb.connect(str(folder / "demo/embeddings.db"))
-    assert {database.open_table(name).count_rows() for name in ("embeddings", "tuned")} == {400}
+    for name in ("embeddings", "tuned"):
+        assert database.open_table(name).count_rows() == num_rows
     exported = pq.read_table(folder / "demo/tuned.parquet")
-    assert len(set(exported["sequence_id"].to_pylist())) == 400
+    assert len(set(exported["sequence_id"].to_pylist())) == num_rows
     metrics = json.loads((folder / "demo/classifier/metrics.json").read_text())
     assert metrics["num_epochs"] == num_epochs
-    assert metrics[f"epoch_{num_epochs}_loss"] < metrics["epoch_1_loss"]
-    return metrics["evaluation"]
+    return metrics
 
 
 @pytest.mark.slow
 def test_it_runs_whole_as_it_stands(tmp_path):
-    figures = check(tmp_path, execute(tmp_path), num_epochs=8)
-    assert figures["phylum/accuracy"] > 0.4  # chance is 0.21
-    assert figures["species/accuracy"] > 0.2  # chance is 0.05
+    metrics = check(tmp_path, execute(tmp_path), 400, num_epochs=8)
+    assert metrics["epoch_8_loss"] < metrics["epoch_1_loss"]
+    assert metrics["evaluation"]["phylum/accuracy"] > 0.4  # chance is 0.21
+    assert metrics["evaluation"]["species/accuracy"] > 0.2  # chance is 0.05
 
 
 @pytest.mark.slow
@@ -73,15 +76,24 @@ def test_it_runs_whole_as_it_stands(tmp_path):
 @pytest.mark.skipif(
     importlib.util.find_spec("torch_xla") is None, reason="torch_xla is not installed"
 )
-def test_it_runs_whole_on_the_mesh(tmp_path):
+def test_it_runs_whole_on_a_mesh_with_other_data(training_sample, model_folder, tmp_path):
     """One process embeds, trains and searches on eight virtual devices, as it would on a TPU."""
-    training = {"num_epochs": 2, "learning_rate": 3e-3, "batch_size": 16, "dtype": "float32"}
+    (tmp_path / "demo").mkdir()
+    write_query(tmp_path / "new.fasta")
     notebook = execute(
         tmp_path,
-        {"DEVICE": "xla", "TRAINING": training | {"dropout": 0.0}},  # which is slow there
+        {
+            "DEVICE": "xla",
+            "INPUT": training_sample,
+            "LABELLED": training_sample,
+            "MODEL": model_folder,
+            "QUERY": "new.fasta",
+            # Without dropout, which takes seconds a step there.
+            "TRAINING": {"num_epochs": 1, "batch_size": 16, "dtype": "float32", "dropout": 0.0},
+        },
         {"PJRT_DEVICE": "CPU", "CPU_NUM_DEVICES": "8"},
     )
-    check(tmp_path, notebook, num_epochs=2)
+    check(tmp_path, notebook, 60, num_epochs=1)
     assert "xla x 8" in text_of(notebook)
     assert "{'data': 8}" in text_of(notebook)
 
