@@ -61,7 +61,7 @@ def run_finetuning_pipeline(
     Returns:
         `start_time`, `end_time` (ISO 8601), `total_loss` (mean over the epochs), `num_epochs`,
         `epoch_1_loss` ..., `model_path`, `evaluation` (see `metrics.evaluate`), `skipped_updates`,
-        `compiles`, `interrupted`.
+        `compiles`, `interrupted`, `process_index`.
 
     Raises:
         BioscanError: one of its kinds, each with what, where and the remedy.
@@ -126,5 +126,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "left at once; run the same command to go on from the last checkpoint", file=sys.stderr
         )
         return 130
-    print(summary(result))
+    if result["process_index"] == 0:
+        print(summary(result))
     return 128 + result["interrupted"] if result["interrupted"] else 0

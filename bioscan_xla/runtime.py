@@ -2,7 +2,8 @@
 
 Enters: a device name (`auto`, `xla`, `cuda`, `cpu`) and numpy arrays. Leaves: a `Device` record
 and numpy arrays. Guaranteed: XLA runs as one process a host with an SPMD mesh over all devices
-of it; the first axis of what is put is divided over the mesh axis `data`; a fetch compiles nothing.
+of it, or of the slice; the first axis of what is put is divided over the mesh axis `data`; a fetch
+compiles nothing.
 """
 
 import ctypes
@@ -42,6 +43,8 @@ class Device:
         mesh: the SPMD mesh on XLA, else None.
         num_devices: how many devices the batch is divided over.
         why: one line that says why this device was taken.
+        process_index: which host of a TPU slice this is.
+        process_count: hosts of the slice that compute together.
     """
 
     kind: str
@@ -50,6 +53,8 @@ class Device:
     mesh: Any
     num_devices: int
     why: str
+    process_index: int = 0
+    process_count: int = 1
 
     @property
     def dtype_name(self) -> str:
@@ -94,13 +99,17 @@ def choose(name: str) -> tuple[str, str]:
     return "cpu", "neither a TPU nor a CUDA GPU was found"
 
 
-def open_device(name: str = "auto", dtype: str | None = None) -> Device:
+def open_device(
+    name: str = "auto", dtype: str | None = None, *, whole_slice: bool = False
+) -> Device:
     """Open a device.
 
     Args:
         name: `auto` (TPU, then CUDA, then CPU), `xla`, `cuda` or `cpu`.
         dtype: `bfloat16` or `float32`; None takes bfloat16 on XLA and CUDA, and on a CPU that
             multiplies it natively.
+        whole_slice: the caller runs the same steps on every host of a TPU slice; the hosts are
+            joined by a gloo process group of torch.distributed.
 
     Raises:
         ConfigError: an unknown name or dtype.
@@ -112,7 +121,7 @@ def open_device(name: str = "auto", dtype: str | None = None) -> Device:
     if dtype not in DTYPES:
         raise ConfigError(f"dtype {dtype!r} is unknown; choose bfloat16 or float32")
     if kind == "xla":
-        device = _open_xla(DTYPES[dtype], why)
+        device = _open_xla(DTYPES[dtype], why, whole_slice)
     elif kind == "cuda":
         if not torch.cuda.is_available():
             raise DeviceError("no CUDA GPU is usable here; take --device cpu or --device auto")
@@ -123,7 +132,7 @@ def open_device(name: str = "auto", dtype: str | None = None) -> Device:
     return device
 
 
-def _open_xla(dtype: torch.dtype, why: str) -> Device:
+def _open_xla(dtype: torch.dtype, why: str, whole_slice: bool) -> Device:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # the compiler warns once a fusion
     try:
         import torch_xla
@@ -142,18 +151,23 @@ def _open_xla(dtype: torch.dtype, why: str) -> Device:
             # The CPU backend can write this cache but not read it back. It is set once a process.
             cache = os.environ.get("XLA_CACHE_DIR") or str(Path.home() / ".cache/bioscan_xla/xla")
             xr.initialize_cache(cache, readonly=False)
-        if xr.process_count() > 1:
+        hosts = xr.process_count()
+        if hosts > 1 and not whole_slice:
             # Each host would put its own batch where SPMD wants one batch of all: wrong vectors.
             raise DeviceError(
-                f"this host is one of {xr.process_count()} of a TPU slice, and a run has a host of "
-                "its own; take slices of one host (v5e-8: ct5lp-hightpu-8t, 2x4) and share the "
+                f"this host is one of {hosts} of a TPU slice, and each host embeds "
+                "by itself; take slices of one host (v5e-8: ct5lp-hightpu-8t, 2x4) and share the "
                 "input by --process-index and --process-count, or by --engine ray"
             )
         count = xr.global_runtime_device_count()
         mesh = xs.Mesh(np.arange(count), (count,), ("data",))
         if dtype == torch.float32:
             torch_xla.backends.set_mat_mul_precision("highest")  # a TPU multiplies bfloat16 else
-        return Device("xla", torch_xla.device(), dtype, mesh, count, why)
+        if hosts > 1 and not torch.distributed.is_initialized():
+            import torch_xla.distributed.xla_backend  # knows xla://
+
+            torch.distributed.init_process_group("gloo", init_method="xla://")
+        return Device("xla", torch_xla.device(), dtype, mesh, count, why, xr.process_index(), hosts)
     except DeviceError:
         raise
     except RuntimeError as error:
@@ -195,14 +209,6 @@ def enable_gradient_checkpointing(device: Device, module: torch.nn.Module) -> No
                 )
 
 
-def end_step(device: Device) -> None:
-    """Start computing what a training step asked for; does not wait."""
-    if device.kind == "xla":
-        import torch_xla
-
-        torch_xla.sync()
-
-
 def shard_parameters(device: Device, module: torch.nn.Module) -> None:
     """Divide each parameter over the mesh along its first dimension, where that divides evenly."""
     if device.kind != "xla":
@@ -215,7 +221,10 @@ def shard_parameters(device: Device, module: torch.nn.Module) -> None:
 
 
 def put(device: Device, array: np.ndarray) -> torch.Tensor:
-    """Start moving an array to the device; on XLA its first axis is divided over the mesh."""
+    """Start moving an array to the device; on XLA its first axis is divided over the mesh.
+
+    On a slice of several hosts each gives the whole array, and its own devices take their part.
+    """
     tensor = torch.from_numpy(array)
     if device.kind == "cpu":
         return tensor

@@ -31,7 +31,7 @@ def trace_embedding(
 def trace_training(
     config: EsmConfig, device: runtime.Device, batch: Batch, options: dict, num_classes: list[int]
 ) -> list[torch.Tensor]:
-    """Results of one training step: the loss, the trained parameters, the optimizer's state."""
+    """Results of one training step: its figures, the trained parameters, the optimizer's state."""
     from .classifier import TaxonomyClassifier
     from .lora import attach_adapter
     from .train import parameter_groups
@@ -55,7 +55,7 @@ def trace_training(
             adapted, config.hidden_size, labels, dropout=finetuning.dropout
         )
     model = _on_device(classifier.train(), device)
-    loop: Any = Loop.__new__(Loop)  # its two methods that are the program, and no more
+    loop: Any = Loop.__new__(Loop)  # its methods that are the program, and no more
     loop.config, loop.device, loop.model = finetuning, device, model
     loop.accelerator = SimpleNamespace(num_processes=1, backward=lambda loss: loss.backward())
     loop.trained = [p for p in model.parameters() if p.requires_grad]
@@ -66,7 +66,7 @@ def trace_training(
         parameter.grad = torch.zeros_like(parameter)
     loop.optimizer.step()  # makes its state, which is an argument of every later step
     loop.optimizer.zero_grad()
-    runtime.end_step(device)
+    runtime.launch(device, torch.zeros(1, device=device.torch_device))
     labels = np.zeros((len(batch.input_ids) * batch.num_segments, 7), np.int64)
     arrays = (batch.input_ids, batch.positions, batch.segments, labels)
     known = torch.full((7,), len(labels)).to(device.torch_device)
@@ -78,7 +78,7 @@ def trace_training(
         for value in values.values()
         if torch.is_tensor(value) and value.device.type == "xla"
     ]
-    return [loop.last_loss.total.detach(), norm, *loop.trained, *state]
+    return [loop._figures(norm), *loop.trained, *state]
 
 
 def _empty_model(config: EsmConfig, device: runtime.Device) -> Any:

@@ -8,6 +8,7 @@ import dataclasses
 import importlib.util
 import logging
 import math
+import signal
 import uuid
 from datetime import datetime, timezone
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import (
     DataLoaderConfiguration,
     broadcast_object_list,
@@ -23,7 +24,7 @@ from accelerate.utils import (
     is_torch_xla_available,
 )
 
-from . import runtime
+from . import hosts, runtime
 from .batches import FIRST_POSITION
 from .checkpoint import Checkpoints, Cursor, register_hooks
 from .classifier import TaxonomyClassifier
@@ -102,9 +103,11 @@ def prepare_data(config: FinetuneConfig) -> Data:
 
 
 def finetune(config: FinetuneConfig) -> dict[str, Any]:
-    """Run a config; returns what `run_finetuning_pipeline` returns."""
-    started = datetime.now(timezone.utc)
-    device = runtime.open_device(config.device, config.dtype)
+    """Run a config; returns what `run_finetuning_pipeline` returns.
+
+    On a TPU slice of several hosts every host calls this; see `hosts`.
+    """
+    device = runtime.open_device(config.device, config.dtype, whole_slice=True)
     if is_torch_xla_available() != (device.kind == "xla"):
         wanted = "1" if device.kind == "xla" else "0"
         raise DeviceError(
@@ -113,6 +116,18 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         )
     if config.tracker == "tensorboard" and importlib.util.find_spec("tensorboard") is None:
         raise ConfigError("tensorboard is not installed: pip install 'bioscan_xla[tensorboard]'")
+    hosts.check_same(device, "the options", repr(config))
+    if device.process_index:
+        logging.getLogger("bioscan_xla").setLevel(logging.ERROR)  # the first host says it all
+        config = dataclasses.replace(config, tracker="none", push_to_hub=None)
+    with hosts.own_folder(device, config.output) as folder:
+        result = _finetune(dataclasses.replace(config, output=folder), device)
+    index = device.process_index or PartialState().process_index
+    return result | {"model_path": config.output, "process_index": index}
+
+
+def _finetune(config: FinetuneConfig, device: runtime.Device) -> dict[str, Any]:
+    started = datetime.now(timezone.utc)
     output = Path(config.output)
     output.mkdir(parents=True, exist_ok=True)
     accelerator = Accelerator(
@@ -124,6 +139,7 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         dataloader_config=DataLoaderConfiguration(split_batches=True),
     )
     data = prepare_data(config)
+    hosts.check_same(device, "the sequences", *data.train.sequences, *data.eval.sequences)
     if accelerator.is_main_process:
         write_tables(output, data.split, data.conflicts)
     commit = resolve_commit(config.model, config.revision)
@@ -203,7 +219,8 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
             if stop.event.is_set():
                 log.warning("saved %s; run the same command to go on", checkpoints.latest())
                 tracker.finish()
-                return {"interrupted": stop.signal_number, "model_path": str(output)}
+                # It may have been another process that was told to.
+                return {"interrupted": stop.signal_number or signal.SIGTERM}
             loop.end_epoch()
     if len(data.eval):
         checkpoints.load_best(classifier)
@@ -213,8 +230,8 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         "total_loss": float(np.mean(cursor.losses)),
         "num_epochs": len(cursor.losses),
         **{f"epoch_{n}_loss": loss for n, loss in enumerate(cursor.losses, 1)},
-        "model_path": str(output),
         "skipped_updates": cursor.skipped,
+        "model_path": str(output),
         "compiles": runtime.counters(device)["compiles"],
         "interrupted": None,
         "evaluation": {},
@@ -268,7 +285,8 @@ def _evaluate(
             "vector_norm": float(np.linalg.norm(vectors, axis=1).mean()),
             "vector_variance": float(vectors.var(0).mean()),
         }
-    broadcast_object_list(figures)
+    if accelerator.num_processes > 1:
+        broadcast_object_list(figures)
     return figures[0]
 
 

@@ -1,7 +1,10 @@
 """Run by test_train.py in processes of its own: fine-tunes with options given as JSON.
 
 Arguments: JSON of FinetuneConfig fields. With KILL_AT=n in the environment the process kills
-itself with -9 at update n, in the middle of an epoch. Prints the result as one JSON line.
+itself with -9 at update n, in the middle of an epoch; with TERM_AT=n it gets SIGTERM then. With
+HOST=k/n it believes to be host k of a TPU slice of n, each of which has a mesh of its own here:
+whatever hosts have to agree on is real, only the reduction of gradients between them is not.
+Prints the result as one JSON line.
 """
 
 import json
@@ -18,17 +21,26 @@ def main():
     choose_backend(config.device)
     from bioscan_xla import train, training_loop
 
-    kill_at = int(os.environ.get("KILL_AT", "0"))
-    if kill_at:
-        step = training_loop.Loop._step
+    if host := os.environ.get("HOST"):
+        import torch_xla.runtime as xr
 
-        def until(self, *arguments):
-            if self.cursor.updates >= kill_at:
-                os.kill(os.getpid(), signal.SIGKILL)
-            step(self, *arguments)
-
-        training_loop.Loop._step = until
+        index, count = map(int, host.split("/"))
+        xr.process_index, xr.process_count = lambda: index, lambda: count
+    for name, number in (("KILL_AT", signal.SIGKILL), ("TERM_AT", signal.SIGTERM)):
+        if update := int(os.environ.get(name, "0")):
+            send_at(training_loop.Loop, update, number)
     print(json.dumps(train.finetune(config)))
+
+
+def send_at(loop, update, number):
+    step = loop._step
+
+    def until(self, *arguments):
+        if self.cursor.updates >= update:
+            os.kill(os.getpid(), number)
+        step(self, *arguments)
+
+    loop._step = until
 
 
 if __name__ == "__main__":

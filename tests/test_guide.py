@@ -4,9 +4,15 @@ They run in the order of the guide, in one folder; the built-in model takes the 
 the hub. `make` is left to CI, which calls it.
 """
 
+import contextlib
+import os
 import re
 import shlex
+import socket
 import subprocess
+import sys
+import time
+import urllib.request
 
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -44,7 +50,8 @@ PARTS = [
     part
     for language, text in blocks(marked=False)
     for part in ([text] if language == "python" else text.splitlines())
-    if "--engine ray" not in part  # test_ray.py, which has a cluster, runs that
+    # test_ray.py, which has a cluster, runs the one, test_notebook.py the other
+    if "--engine ray" not in part and not part.startswith("jupyter")
 ]
 MARKED = [line for _, text in blocks(marked=True) for line in text.splitlines()]
 
@@ -83,6 +90,11 @@ def test_it_runs(part, workplace):
     if words[0] == "tail":
         assert subprocess.run(words, cwd=workplace, check=True, capture_output=True).stdout
         return
+    if words[0] == "streamlit":
+        assert_page_is_served(
+            [ROOT / w if w.startswith("launch/") else w for w in words], workplace
+        )
+        return
     named = " ".join(words)
     if "bioscan_xla.plan" in words:
         pytest.importorskip("libtpu", reason="the TPU compiler is not installed")
@@ -96,6 +108,35 @@ def test_it_runs(part, workplace):
     run_python(*words[1:], cwd=workplace, env={"PYTHONPATH": str(ROOT)})
 
 
+def assert_page_is_served(words, folder):
+    pytest.importorskip("streamlit", reason="streamlit is not installed")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = {"PORT": str(port), "ADDRESS": "127.0.0.1", "HEADLESS": "true"}
+    environment = {f"STREAMLIT_SERVER_{key}": value for key, value in server.items()}
+    process = subprocess.Popen(
+        [sys.executable, "-m", *words],
+        cwd=folder,
+        env={**os.environ, **environment, "PYTHONPATH": str(ROOT)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        for _ in range(240):
+            assert process.poll() is None, process.stderr.read()
+            with contextlib.suppress(OSError):
+                answer = urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=5)
+                assert answer.status == 200
+                assert b"Streamlit" in answer.read()
+                return
+            time.sleep(0.25)
+        pytest.fail("no answer within a minute")
+    finally:
+        process.terminate()
+        process.wait(timeout=20)
+
+
 @pytest.mark.parametrize("line", MARKED)
 def test_what_needs_an_account_is_well_formed(line):
     assert subprocess.run(["bash", "-n", "-c", line], check=False).returncode == 0
@@ -106,5 +147,12 @@ def test_what_needs_an_account_is_well_formed(line):
     words = [str(ROOT / word) if word.startswith("configs/") else word for word in words]
     if words[:3] == ["python", "-m", "bioscan_xla.embed"]:
         assert parse(EmbedConfig, words[3:], "embed").input
+    elif line.startswith("gcloud"):
+        (command,) = [w for w in words if w.startswith("--command=")]
+        inner = shlex.split(
+            command.removeprefix("--command=").replace("configs/", f"{ROOT}/configs/")
+        )
+        assert inner[:3] == ["accelerate", "launch", "launch/finetune.py"]
+        assert parse(FinetuneConfig, inner[3:], "finetune").train
     elif "launch/finetune.py" in words and words[0] == "accelerate":
         assert parse(FinetuneConfig, words[3:], "finetune").train

@@ -12,10 +12,13 @@ import yaml
 
 from bioscan_xla.command_line import parse
 from bioscan_xla.config import EmbedConfig
+from bioscan_xla.training_config import FinetuneConfig
 
 from .conftest import ROOT
 
 LAUNCH = ROOT / "launch"
+JOBSETS = sorted(LAUNCH.glob("gke-jobset-*.yaml"))
+each_jobset = pytest.mark.parametrize("path", JOBSETS, ids=lambda path: path.name)
 SCRIPTS = sorted(LAUNCH.glob("*.sbatch"))
 
 
@@ -44,30 +47,33 @@ def assert_pod(template):
     validator.validate(pod, "1.33", strict=True)
 
 
-def jobset():
-    return load("gke-jobset-tpu.yaml")
+def pod_of(path):
+    """The one pod template of a JobSet, and the job that it belongs to."""
+    (job,) = load(path.name)["spec"]["replicatedJobs"]
+    return job["template"]["spec"]["template"], job
 
 
 def rayjob():
     return load("kuberay-embed.yaml")
 
 
-def test_jobset_by_the_models_of_its_schema():
+@each_jobset
+def test_jobset_by_the_models_of_its_schema(path):
     models = pytest.importorskip(
         "kubeflow_trainer_api.models.jobset_v1alpha2_job_set",
         reason="kubeflow-trainer-api, which carries JobSet's schema, is not installed",
     )
-    ours = jobset()
+    ours = load(path.name)
     assert_kept(ours, models.JobsetV1alpha2JobSet.from_dict(ours).to_dict())
-    wrong = jobset()
+    wrong = load(path.name)
     wrong["spec"]["replicatedJob"] = []
     with pytest.raises(AssertionError, match="replicatedJob is no field"):
         assert_kept(wrong, models.JobsetV1alpha2JobSet.from_dict(wrong).to_dict())
 
 
 def test_pods_by_kubernetes():
-    (job,) = jobset()["spec"]["replicatedJobs"]
-    assert_pod(job["template"]["spec"]["template"])
+    for path in JOBSETS:
+        assert_pod(pod_of(path)[0])
     cluster = rayjob()["spec"]["rayClusterSpec"]
     for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
         assert_pod(group["template"])
@@ -75,9 +81,10 @@ def test_pods_by_kubernetes():
         assert_pod({"spec": {"containers": [], "nodeSelectors": {}}})
 
 
-def test_jobs_of_the_jobset_by_kubernetes():
+@each_jobset
+def test_jobs_of_the_jobset_by_kubernetes(path):
     validator = pytest.importorskip("kubernetes_validate", reason="no kubernetes-validate")
-    (job,) = jobset()["spec"]["replicatedJobs"]
+    job = pod_of(path)[1]
     head = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "j"}}
     validator.validate(head | job["template"], "1.33", strict=True)
 
@@ -147,19 +154,46 @@ def test_rayjob_has_known_fields_only():
     assert all(isinstance(value, str) for value in values)
 
 
+def command_of(path):
+    """The words of a JobSet's container, its paths as they are in the image."""
+    (container,) = pod_of(path)[0]["spec"]["containers"]
+    image = (LAUNCH / "Dockerfile.tpu").read_text()
+    assert f"WORKDIR {container['workingDir']}\n" in image
+    for folder in ("configs", "launch"):
+        assert f"COPY {folder} {folder}\n" in image
+    return container["command"], container["args"]
+
+
 def test_their_commands_are_options_of_embed(monkeypatch):
     monkeypatch.chdir(ROOT)
-    (job,) = jobset()["spec"]["replicatedJobs"]
-    spec = job["template"]["spec"]["template"]["spec"]
-    (container,) = spec["containers"]
-    assert container["command"] == ["python", "-m", "bioscan_xla.embed"]
-    words = [word.replace("$(JOB_INDEX)", "7") for word in container["args"]]
+    command, words = command_of(LAUNCH / "gke-jobset-tpu.yaml")
+    assert command == ["python", "-m", "bioscan_xla.embed"]
+    words = [word.replace("$(JOB_INDEX)", "7") for word in words]
     config = parse(EmbedConfig, words, "embed")
-    assert config.process_count == job["replicas"]
+    assert config.process_count == pod_of(LAUNCH / "gke-jobset-tpu.yaml")[1]["replicas"]
     assert config.device == "xla"
     words = shlex.split(rayjob()["spec"]["entrypoint"])
     assert words[:3] == ["python", "-m", "bioscan_xla.embed"]
     assert parse(EmbedConfig, words[3:], "embed").engine == "ray"
+
+
+def test_the_slice_runs_one_fine_tuning_on_all_its_hosts(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    path = LAUNCH / "gke-jobset-finetune.yaml"
+    command, words = command_of(path)
+    assert command == ["accelerate", "launch", "launch/finetune.py"]
+    config = parse(FinetuneConfig, words, "finetune")
+    assert config.device == "xla"
+    pod, job = pod_of(path)
+    spec = job["template"]["spec"]
+    chips = int(pod["spec"]["containers"][0]["resources"]["limits"]["google.com/tpu"])
+    rows, columns = pod["spec"]["nodeSelector"]["cloud.google.com/gke-tpu-topology"].split("x")
+    assert spec["parallelism"] == spec["completions"]
+    assert spec["completions"] * chips == int(rows) * int(columns)
+    volumes = {volume["name"]: volume for volume in pod["spec"]["volumes"]}
+    mounts = pod["spec"]["containers"][0]["volumeMounts"]
+    (kept,) = [m["name"] for m in mounts if config.output.startswith(m["mountPath"] + "/")]
+    assert "persistentVolumeClaim" in volumes[kept]
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)

@@ -4,6 +4,9 @@ import ast
 import importlib.util
 import json
 import re
+import shlex
+import shutil
+from pathlib import Path
 
 import lancedb
 import pyarrow.parquet as pq
@@ -15,6 +18,7 @@ pytest.importorskip("ipykernel", reason="ipykernel is not installed")
 
 from bioscan_xla.sample import write_query  # noqa: E402
 
+from .conftest import ROOT, run_python  # noqa: E402
 from .run_notebook import NOTEBOOK, execute  # noqa: E402
 
 STEPS = (
@@ -64,8 +68,15 @@ def check(folder, notebook, num_rows, num_epochs):
 
 
 @pytest.mark.slow
-def test_it_runs_whole_as_it_stands(tmp_path):
-    metrics = check(tmp_path, execute(tmp_path), 400, num_epochs=8)
+def test_it_runs_whole_as_it_stands_by_the_command_of_the_guide(tmp_path):
+    guide = (ROOT / "launch/CLOUD_WORKFLOW.md").read_text()
+    (line,) = re.findall(r"^jupyter execute launch/.*$", guide, re.MULTILINE)
+    shutil.copy(NOTEBOOK, tmp_path)
+    program, _, path, *options = shlex.split(line)
+    words = ("-m", program, "execute", tmp_path / Path(path).name, *options)
+    run_python(*words, env={"PYTHONPATH": str(ROOT)}, cwd=tmp_path)
+    notebook = nbformat.read(tmp_path / "done.ipynb", as_version=4)
+    metrics = check(tmp_path, notebook, 400, num_epochs=8)
     assert metrics["epoch_8_loss"] < metrics["epoch_1_loss"]
     assert metrics["evaluation"]["phylum/accuracy"] > 0.4  # chance is 0.21
     assert metrics["evaluation"]["species/accuracy"] > 0.2  # chance is 0.05

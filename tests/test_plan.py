@@ -6,8 +6,8 @@ import json
 import pytest
 
 from bioscan_xla import plan
-from bioscan_xla.errors import ConfigError
-from bioscan_xla.tpu_compiler import find_collectives, find_topology
+from bioscan_xla.errors import ConfigError, DeviceError
+from bioscan_xla.tpu_compiler import compile_for, find_collectives, find_topology
 
 needs_compiler = pytest.mark.skipif(
     not all(importlib.util.find_spec(name) for name in ("libtpu", "jax", "torch_xla")),
@@ -55,6 +55,13 @@ def test_a_training_step_reduces_its_gradients(
     (program,) = result["programs"]
     assert set(program["collectives"]) == {"all-reduce"}
     assert program["host_transfers"] == 0
+
+
+def test_a_compiler_that_is_not_there_is_told(tmp_path, monkeypatch):
+    (tmp_path / "jax.py").write_text("raise ImportError('No module named jax')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pytest.raises(DeviceError, match=r"not installed .*pip install 'bioscan_xla\[plan\]'"):
+        compile_for(b"", find_topology("v5e-8"), 8)
 
 
 def test_collectives_are_counted_by_kind_and_size():
