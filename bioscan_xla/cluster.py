@@ -9,13 +9,11 @@ have left is never committed; the chunks under way are bounded.
 
 import logging
 import os
-import platform
 import threading
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -24,18 +22,15 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it reports to its maker
 import numpy as np
 import pyarrow as pa
 import ray
-import torch
 from ray.exceptions import RayActorError, RayTaskError
-from transformers import EsmConfig
 
-from . import runtime
 from .batches import Totals
-from .encoder import Encoder, forward_flops, load_encoder
+from .encoder import forward_flops
 from .errors import BioscanError, ConfigError, DeviceError
-from .inference import prepare, run_jobs
-from .pipeline import Outcome, Part, Reader, Writer, limited, make_part, sample_norms
+from .pipeline import Outcome, Part, Reader, Writer, limited
 from .records import Chunk
-from .store import Store, write_fragments
+from .store import Store
+from .worker import Computed, Description, Worker
 
 log = logging.getLogger(__name__)
 
@@ -44,88 +39,6 @@ _ATTEMPTS = 5  # workers that may die over one chunk, or starts of one worker th
 _START_SECONDS = 120.0  # a worker that fails to start for so long is given up
 _POLL_SECONDS = 0.2
 _WARN_SECONDS = 60.0
-
-
-@dataclass(frozen=True)
-class Description:
-    """What a worker says of itself once its model is loaded."""
-
-    host: str
-    process: int
-    hidden: int
-    fingerprint: dict[str, str]
-    config: EsmConfig
-    layers: int
-    peak_flops: float | None
-
-
-@dataclass(frozen=True)
-class Computed:
-    """A chunk that a worker is done with; `part` holds fragments."""
-
-    part: Part
-    norms: np.ndarray
-    totals: Totals
-    compiles: int
-
-
-class Worker:
-    """One encoder on one device, in a process of its own."""
-
-    def __init__(self, device: str, dtype: str | None, threads: int, model: Mapping[str, Any]):
-        """Only keeps the options: an error in here would reach the driver without its type.
-
-        Args:
-            device: `xla`, `cuda` or `cpu`.
-            dtype: see `runtime.open_device`.
-            threads: of torch.
-            model: keywords of `load_encoder`.
-        """
-        self._options = device, dtype, threads, model
-        self._encoder: Encoder | None = None
-        self._stop = threading.Event()
-        # Calls come on several threads, and the device is used from one.
-        self._thread = ThreadPoolExecutor(1)
-
-    def describe(self) -> Description:
-        """Load the model and say what it is."""
-        encoder = self._thread.submit(self._load).result()
-        config = encoder.model.config
-        return Description(
-            platform.node(),
-            os.getpid(),
-            encoder.hidden,
-            encoder.fingerprint,
-            config,
-            len(encoder.model.encoder.layer),
-            self._thread.submit(runtime.peak_flops, encoder.device).result(),
-        )
-
-    def embed(self, chunk: Chunk, location: str, schema: pa.Schema) -> Computed:
-        """Compute a chunk and write its rows as fragments of the table at `location`."""
-        encoder = self._thread.submit(self._load).result()
-        job = prepare(0, chunk, chunk.sequences, encoder.max_tokens, encoder.overlap_tokens)
-        totals = Totals()
-
-        def compute() -> list[tuple[Chunk, np.ndarray, np.ndarray]]:
-            return list(run_jobs(encoder, [job], totals, self._stop.is_set))
-
-        ((_, vectors, ready),) = self._thread.submit(compute).result()
-        made = make_part(chunk, vectors, ready, schema)
-        fragments = write_fragments(location, made.rows, schema) if made.rows else []
-        part = Part(fragments, made.num_rows, made.rejected)
-        return Computed(part, sample_norms(vectors, ready), totals, encoder.compiles)
-
-    def stop(self) -> None:
-        """Finish the batch on the device and begin no other."""
-        self._stop.set()
-
-    def _load(self) -> Encoder:
-        if self._encoder is None:
-            device, dtype, threads, model = self._options
-            torch.set_num_threads(threads)
-            self._encoder = load_encoder(device=runtime.open_device(device, dtype), **model)
-        return self._encoder
 
 
 @dataclass

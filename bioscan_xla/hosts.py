@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import distributed
 
-from .errors import ConfigError
+from .errors import ConfigError, DeviceError
 from .runtime import Device
 
 
@@ -24,7 +24,8 @@ def in_any(device: Device, flags: list[bool]) -> list[bool]:
     if device.process_count == 1:
         return flags
     values = torch.tensor(flags, dtype=torch.uint8)
-    distributed.all_reduce(values, distributed.ReduceOp.MAX)
+    with _all_answer():
+        distributed.all_reduce(values, distributed.ReduceOp.MAX)
     return values.bool().tolist()
 
 
@@ -38,7 +39,8 @@ def check_same(device: Device, what: str, *parts: str) -> None:
         return
     digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()
     found: list[str] = [""] * device.process_count
-    distributed.all_gather_object(found, digest)
+    with _all_answer():
+        distributed.all_gather_object(found, digest)
     if others := [str(host) for host, theirs in enumerate(found) if theirs != found[0]]:
         raise ConfigError(
             f"{what}: not the same on host {', '.join(others)} as on host 0; give all hosts of the "
@@ -61,17 +63,30 @@ def own_folder(device: Device, folder: str) -> Iterator[str]:
             own = stack.enter_context(tempfile.TemporaryDirectory(prefix="bioscan-"))
         names = _last_checkpoints(Path(folder)) if not device.process_index else []
         count = [len(names)]
-        distributed.broadcast_object_list(count)
+        with _all_answer():
+            distributed.broadcast_object_list(count)
         for number in range(count[0]):
             sent: list[tuple[str, bytes]] = [("", b"")]
             if names:
                 sent = [(names[number], Path(folder, names[number]).read_bytes())]
-            distributed.broadcast_object_list(sent)
+            with _all_answer():
+                distributed.broadcast_object_list(sent)
             if device.process_index:
                 target = Path(own, sent[0][0])
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_bytes(sent[0][1])
         yield own
+
+
+@contextlib.contextmanager
+def _all_answer() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        raise DeviceError(
+            "another host of the TPU slice ended or does not answer; its own messages say why. "
+            f"Start all hosts again to go on from the last checkpoint ({error})"
+        ) from error
 
 
 def _last_checkpoints(folder: Path) -> list[str]:

@@ -16,6 +16,7 @@ import resource
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -166,7 +167,9 @@ def _open_xla(dtype: torch.dtype, why: str, whole_slice: bool) -> Device:
         if hosts > 1 and not torch.distributed.is_initialized():
             import torch_xla.distributed.xla_backend  # knows xla://
 
-            torch.distributed.init_process_group("gloo", init_method="xla://")
+            # Each host may have to download the model before it answers.
+            patience = timedelta(hours=2)
+            torch.distributed.init_process_group("gloo", "xla://", patience)
         return Device("xla", torch_xla.device(), dtype, mesh, count, why, xr.process_index(), hosts)
     except DeviceError:
         raise

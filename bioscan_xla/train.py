@@ -144,6 +144,9 @@ def _finetune(config: FinetuneConfig, device: runtime.Device) -> dict[str, Any]:
         write_tables(output, data.split, data.conflicts)
     commit = resolve_commit(config.model, config.revision)
     base = load_model(config.model, device.dtype, commit or None)
+    if device.process_count > 1:
+        sums = (parameter.sum(dtype=torch.float64) for parameter in base.parameters())
+        hosts.check_same(device, "the model", *(str(float(each)) for each in sums))
     max_tokens = base.config.max_position_embeddings - FIRST_POSITION
     torch.manual_seed(config.seed)
     if config.gradient_checkpointing:

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from bioscan_xla import hosts
-from bioscan_xla.errors import ConfigError
+from bioscan_xla.errors import ConfigError, DeviceError
 from bioscan_xla.runtime import open_device
 
 from .conftest import ROOT
@@ -49,6 +49,11 @@ def agree(index, port, folder):
         found["files"] = {str(path.relative_to(own)): path.read_text() for path in paths}
         found["own"] = own
     found["is_left"] = Path(own).exists()
+    if index == 0:
+        try:
+            hosts.in_any(device, [False])  # the other has left
+        except DeviceError as error:
+            found["alone"] = str(error)
     Path(folder, f"{index}.json").write_text(json.dumps(found))
 
 
@@ -68,6 +73,7 @@ def test_what_hosts_agree_on(tmp_path):
         f"checkpoints/{name}/labels.json": name for name in ("best", "step_000000002")
     }
     assert not second["is_left"]
+    assert "another host of the TPU slice ended" in first["alone"]
 
 
 def start(options, device_count="2", **environment):
