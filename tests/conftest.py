@@ -96,10 +96,15 @@ def training_sample(tmp_path_factory):
 @pytest.fixture
 def options(training_sample, model_folder, tmp_path):
     """Options of a small fine-tuning run."""
+    return small_run(training_sample, model_folder, str(tmp_path / "out"))
+
+
+def small_run(train, model, output):
+    """Options of a small fine-tuning run with these places."""
     return {
-        "train": training_sample,
-        "model": model_folder,
-        "output": str(tmp_path / "out"),
+        "train": train,
+        "model": model,
+        "output": output,
         "device": "cpu",
         "dtype": "float32",
         "num_epochs": 2,

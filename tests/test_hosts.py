@@ -1,4 +1,4 @@
-"""Hosts of one TPU slice: what they agree on, and that training on them is training on one."""
+"""Training on a mesh, killed and resumed; and hosts of one TPU slice, that train as one host."""
 
 import importlib.util
 import json
@@ -19,7 +19,7 @@ from bioscan_xla import hosts
 from bioscan_xla.errors import ConfigError, DeviceError
 from bioscan_xla.runtime import open_device
 
-from .conftest import ROOT
+from .conftest import ROOT, small_run
 from .test_train import difference
 
 needs_xla = pytest.mark.skipif(
@@ -76,8 +76,8 @@ def test_what_hosts_agree_on(tmp_path):
     assert "another host of the TPU slice ended" in first["alone"]
 
 
-def start(options, device_count="2", **environment):
-    fixed = {"PJRT_DEVICE": "CPU", "CPU_NUM_DEVICES": device_count, "OMP_NUM_THREADS": "1"}
+def start(options, **environment):
+    fixed = {"PJRT_DEVICE": "CPU", "CPU_NUM_DEVICES": "4", "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         [sys.executable, "-m", "tests.finetune_run", json.dumps(options)],
         cwd=ROOT,
@@ -97,19 +97,46 @@ def end(*processes):
     return results
 
 
+@pytest.fixture(scope="module")
+def mesh_options(training_sample, model_folder, tmp_path_factory):
+    """Options of a run on the mesh with one row width, so that little is compiled."""
+    folder = tmp_path_factory.mktemp("mesh")
+    table = pq.read_table(training_sample)
+    short = pc.utf8_slice_codeunits(table["dna_sequence"], 0, 90)
+    at = table.schema.get_field_index("dna_sequence")
+    pq.write_table(table.set_column(at, "dna_sequence", short), folder / "short.parquet")
+    return {
+        **small_run(str(folder / "short.parquet"), model_folder, str(folder / "one")),
+        "device": "xla",
+        "dropout": 0.0,
+        "reverse_complement": 0.5,
+    }
+
+
+@pytest.fixture(scope="module")
+def whole(mesh_options):
+    """Result of the run that nothing interrupts."""
+    return end(start(mesh_options))[0]
+
+
 @pytest.mark.slow
 @pytest.mark.xla
 @needs_xla
-def test_a_slice_of_two_hosts_stops_together_and_resumes_as_one_host(options, tmp_path):
-    table = pq.read_table(options["train"])
-    short = pc.utf8_slice_codeunits(table["dna_sequence"], 0, 90)  # one width, one program
-    at = table.schema.get_field_index("dna_sequence")
-    pq.write_table(table.set_column(at, "dna_sequence", short), tmp_path / "short.parquet")
-    same = {"device": "xla", "dropout": 0.0, "train": str(tmp_path / "short.parquet")}
-    one, two = (
-        options | same | {"output": str(tmp_path / name), "reverse_complement": 0.5}
-        for name in ("one", "two")
-    )
+def test_killed_and_resumed_on_the_mesh(mesh_options, whole, tmp_path):
+    broken = mesh_options | {"output": str(tmp_path / "broken"), "checkpoint_minutes": 1e-9}
+    killed = start(broken, KILL_AT="5")
+    killed.communicate()
+    assert killed.returncode == -signal.SIGKILL
+    (resumed,) = end(start(broken))
+    assert difference(mesh_options["output"], broken["output"]) < 1e-6
+    assert resumed["epoch_2_loss"] == pytest.approx(whole["epoch_2_loss"], rel=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.xla
+@needs_xla
+def test_a_slice_of_two_hosts_stops_together_and_resumes_as_one_host(mesh_options, whole, tmp_path):
+    two = mesh_options | {"output": str(tmp_path / "two")}
     temporary = tmp_path / "temporary"
     temporary.mkdir()
 
@@ -118,7 +145,6 @@ def test_a_slice_of_two_hosts_stops_together_and_resumes_as_one_host(options, tm
         first = start(two, HOST="0/2", **common)
         return end(first, start(two, HOST="1/2", **common, **of_second))
 
-    (whole,) = end(start(one))
     stopped = slice_of_two(TERM_AT="3")  # only the second is told to stop
     assert [result["interrupted"] for result in stopped] == [signal.SIGTERM] * 2
     assert [path.name for path in (tmp_path / "two/checkpoints").iterdir()] == ["step_000000004"]
@@ -126,5 +152,5 @@ def test_a_slice_of_two_hosts_stops_together_and_resumes_as_one_host(options, tm
     assert [result["process_index"] for result in resumed] == [0, 1]
     assert {result["model_path"] for result in resumed} == {two["output"]}
     assert resumed[0]["evaluation"] == resumed[1]["evaluation"] == whole["evaluation"]
-    assert difference(one["output"], two["output"]) == 0
+    assert difference(mesh_options["output"], two["output"]) == 0
     assert not list(temporary.glob("bioscan-*"))

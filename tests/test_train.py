@@ -243,21 +243,6 @@ def test_eight_device_mesh_equals_plain_cpu(options, tmp_path):
     assert 0 < compiles[0] <= compiles[1] == compiles[2]
 
 
-@pytest.mark.slow
-@pytest.mark.xla
-@needs_xla
-def test_killed_and_resumed_on_the_mesh(options, tmp_path):
-    same = options | {"dropout": 0.0, "device": "xla", "checkpoint_minutes": 1e-9}
-    whole, broken = (same | {"output": str(tmp_path / name)} for name in ("whole", "broken"))
-    mesh = {"PJRT_DEVICE": "CPU", "CPU_NUM_DEVICES": "8"}
-    first = json.loads(run(whole, env=mesh).stdout.splitlines()[-1])
-    killed = run(broken, env=mesh | {"KILL_AT": "5"}, check=False)
-    assert killed.returncode == -signal.SIGKILL
-    second = json.loads(run(broken, env=mesh).stdout.splitlines()[-1])
-    assert difference(whole["output"], broken["output"]) < 1e-6
-    assert second["epoch_2_loss"] == pytest.approx(first["epoch_2_loss"], rel=1e-6)
-
-
 def test_taxonomy_tsv_is_joined_by_id(options, tmp_path):
     fasta, tsv = tmp_path / "a.fasta", tmp_path / "taxonomy.tsv"
     letters = np.array(list("ACGT"))
