@@ -23,7 +23,7 @@ from .dry_run import describe_plan
 from .encoder import DEFAULT_MODEL, Encoder, adapter_base, load_encoder, read_config
 from .errors import BioscanError, ConfigError
 from .inputs import expand_inputs, is_remote
-from .mirror import Mirror, restore
+from .mirror import Mirror, check_mirror, restore
 from .pipeline import Outcome, run
 from .progress import Progress
 from .records import read_chunks
@@ -212,6 +212,7 @@ def _open_mirror(config: EmbedConfig) -> Mirror | None:
     if Path(config.mirror).resolve() == Path(config.db).resolve():
         raise ConfigError("mirror and db are the same folder; name another for the copy")
     restore(config.mirror, config.db, config.table)
+    check_mirror(config.db, config.mirror)
     return Mirror(config.db, config.mirror)
 
 
@@ -255,12 +256,16 @@ def _result(
     }
 
 
+_SHARE = "row groups of Parquet, some thousand records of others"
+
+
 def summary(config: EmbedConfig, result: dict[str, Any]) -> str:
     """What a person wants to know at the end."""
     if not result["sequences_processed"] and not result["interrupted"]:
+        share = "" if config.process_count == 1 else f"this process's share ({_SHARE}) of "
         return (
-            f"nothing to do: every record of the input is in table {config.table!r} of {config.db} "
-            f"({result['total_rows']:,} rows) or was set aside"
+            f"nothing to do: every record of {share}the input is in table {config.table!r} of "
+            f"{config.db} ({result['total_rows']:,} rows) or was set aside"
         )
     lines = [
         f"{result['embeddings_generated']:,} sequences embedded in {result['seconds']:.1f} s: "

@@ -20,6 +20,12 @@ _SUFFIXES = {
 }
 
 
+UNFINISHED = ".bioscan-part"
+"""What a name ends with, or the folder that holds files, until they are whole."""
+
+_NOT_INPUT = (".lance", UNFINISHED)  # folders: tables, and files that are being copied
+
+
 def format_of(source: str) -> str:
     """`parquet`, `fasta` or `fastq`, told by the name; InputError if by none."""
     name = source.lower().removesuffix(".gz")
@@ -72,8 +78,8 @@ def expand_inputs(inputs: str | Sequence[str]) -> list[str]:
 def _is_data(path: Path) -> bool:
     if path.name.startswith((".", "_")) or not path.is_file():
         return False
-    if path.name.startswith("rejected") or any(part.endswith(".lance") for part in path.parts):
-        return False  # what an earlier run left in this folder
+    if path.name.startswith("rejected") or any(part.endswith(_NOT_INPUT) for part in path.parts):
+        return False  # what an earlier run or copy left in this folder
     try:
         return bool(format_of(str(path)))
     except InputError:
@@ -99,14 +105,18 @@ def _expand_remote(name: str) -> list[str]:
         if filesystem.isdir(path):
             files = map(filesystem.unstrip_protocol, filesystem.find(path))
             return sorted(file for file in files if _is_data_name(file))
-    except OSError as error:
-        raise InputError(f"{name}: cannot be listed ({error}); check address and access") from error
-    return [name]
+        return [name] if filesystem.exists(path) else []
+    except Exception as error:  # each kind of store has errors of its own
+        raise InputError(
+            f"{name}: cannot be listed ({error}); check the address, the network and the "
+            "credentials"
+        ) from error
 
 
 def _is_data_name(name: str) -> bool:
     """True where the name is a sequence file's, and not one inside a LanceDB table."""
     try:
-        return ".lance/" not in name and bool(format_of(name))
+        folders = name.split("/")[:-1]
+        return not any(f.endswith(_NOT_INPUT) for f in folders) and bool(format_of(name))
     except InputError:
         return False

@@ -10,16 +10,14 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from .errors import TableError
+from .inputs import UNFINISHED
 
 log = logging.getLogger(__name__)
-
-UNFINISHED = ".bioscan-part"
-"""What a name ends with, or the folder that holds files, until they are whole."""
 
 _EVERY_SECONDS = 1800.0
 
@@ -56,6 +54,41 @@ def newest_versions(names: Iterable[str]) -> dict[str, int]:
             version = 2**64 - 1 - int(digits) if len(digits) == 20 else int(digits)
             newest[table] = max(version, newest.get(table, 0))
     return newest
+
+
+def foreign_tables(
+    ours: Collection[str], there: Collection[str], is_same: Callable[[str], bool]
+) -> dict[str, str]:
+    """Tables there that are no earlier state of ours, each with what tells it.
+
+    Manifests put beside those of another table would take its place without a word.
+
+    Args:
+        ours: names of the files at the source.
+        there: names of the files at the destination.
+        is_same: whether a file of that name is the same at both.
+    """
+    found = {}
+    newest = newest_versions(ours)
+    for table, version in newest_versions(there).items():
+        if table not in newest:
+            continue
+        shared = [name for name in there if name in ours and _table_of(name) == table]
+        manifests = {newest_versions([n]).get(table, 0): n for n in shared}
+        last = manifests.pop(0, None)
+        if version > newest[table]:
+            found[table] = f"is at version {version} there and at {newest[table]} in the source"
+        elif manifests and not is_same(manifests[max(manifests)]):
+            found[table] = f"has another version {max(manifests)} there than in the source"
+        elif not manifests and last is None:
+            found[table] = "has no file there that it has in the source"
+    return found
+
+
+def _table_of(name: str) -> str | None:
+    """The folder of the table that a file belongs to; None for files of no table."""
+    match = re.fullmatch(r"(.*?)/?(_versions/\d+\.manifest|data/.*|_transactions/.*)", name)
+    return match.group(1) if match else None
 
 
 def is_manifest(path: Path) -> bool:
@@ -102,6 +135,35 @@ def restore(mirror: str | Path, database: str | Path, table: str) -> bool:
             "paths and the free space"
         ) from error
     return True
+
+
+def check_mirror(database: str | Path, mirror: str | Path) -> None:
+    """Refuse a mirror whose drive is not there, or that holds other tables than earlier ones.
+
+    Raises:
+        TableError: what is wrong, and the remedy.
+    """
+    mirror = Path(mirror)
+    if not mirror.parent.is_dir():
+        raise TableError(
+            f"{mirror}: {mirror.parent} does not exist; is the drive mounted? Else make that "
+            "folder first"
+        )
+    ours, there = (
+        {path.as_posix() for kind in (True, False) for path in _files(Path(folder), kind)}
+        for folder in (database, mirror)
+    )
+    foreign = foreign_tables(
+        ours,
+        there,
+        lambda name: Path(database, name).read_bytes() == (mirror / name).read_bytes(),
+    )
+    for table, why in foreign.items():
+        raise TableError(
+            f"{mirror}: the table {table.removesuffix('.lance')!r} {why} {database}: the mirror "
+            "may hold more, or another table. Move the local table away to go on from the mirror, "
+            "or name another folder"
+        )
 
 
 class Mirror:

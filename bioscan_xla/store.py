@@ -102,7 +102,7 @@ class Store:
         try:
             if "://" not in uri:
                 Path(uri).mkdir(parents=True, exist_ok=True)
-            database = lancedb.connect(uri)
+            database = _connect(uri)
             if not _exists(database, name):
                 # Another process may be creating it at this moment.
                 database.create_table(name, schema=schema, exist_ok=True)
@@ -325,6 +325,12 @@ def _compare(uri: str, name: str, there: pa.Schema, ours: pa.Schema) -> None:
         )
 
 
+def _connect(uri: str) -> Any:
+    if os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://"):
+        os.environ.setdefault("AWS_ALLOW_HTTP", "true")  # as other programs take it
+    return lancedb.connect(uri)
+
+
 def _exists(database: Any, name: str) -> bool:
     return name in database.list_tables(limit=1000).tables
 
@@ -336,9 +342,9 @@ def open_table(uri: str, name: str = "embeddings") -> Any:
         TableError: there is none; the message lists those that are.
     """
     if "://" not in uri and not Path(uri).is_dir():
-        raise TableError(f"{uri}: no such database; check --db")
+        raise TableError(f"{uri}: no such database; check the path")
     try:
-        database = lancedb.connect(uri)
+        database = _connect(uri)
         if _exists(database, name):
             return database.open_table(name)
         names = database.list_tables(limit=1000).tables

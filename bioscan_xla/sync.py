@@ -11,14 +11,15 @@ import logging
 import re
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from .errors import BioscanError, SyncError
-from .mirror import UNFINISHED, is_manifest, newest_versions
+from .inputs import UNFINISHED
+from .mirror import foreign_tables, is_manifest
 from .transfer import Engine, local_folder, open_engine
 
 log = logging.getLogger("bioscan_xla.sync")
@@ -64,10 +65,10 @@ def sync(
     if not ours:
         raise SyncError(f"{source}: is not there or holds no file; is the drive mounted?")
     there = engine.files(at_source=False)
-    if not delete:
-        _refuse_newer(ours, there, source, destination)
     both = [name for name in ours if there.get(name) == ours[name]]
     changed = set(engine.different(both)) if both else set()
+    if not delete:
+        _refuse_foreign(ours, there, set(both) - changed, destination)
     to_copy = [name for name in ours if name not in there or name in changed or name not in both]
     to_delete = sorted(set(there) - set(ours)) if delete else []
     result = {
@@ -99,20 +100,22 @@ def _list_source(engine: Engine) -> dict[str, int]:
     }
 
 
-def _refuse_newer(ours: Iterable[str], there: Iterable[str], source: str, destination: str) -> None:
-    """Refuse to put manifests beside newer ones, which readers would go on seeing."""
-    newest = newest_versions(there)
-    for table, version in newest_versions(ours).items():
-        if newest.get(table, 0) > version:
-            raise SyncError(
-                f"{destination}: the table {table or 'there'} is at version {newest[table]}, in "
-                f"{source} at {version}: it is newer, or another table. Swap the two places if you "
-                "meant that, name another destination, or make it equal with --delete"
-            )
+def _refuse_foreign(
+    ours: Collection[str], there: Collection[str], same: Collection[str], destination: str
+) -> None:
+    for table, why in foreign_tables(ours, there, lambda name: name in same).items():
+        raise SyncError(
+            f"{destination}: the table {table or 'there'} {why}: it is newer, or another table. "
+            "Swap the two places if you meant that, name another destination, or make it equal "
+            "with --delete"
+        )
 
 
 def _check_places(source: str, destination: str) -> tuple[str, str | None]:
     """The source folder and, where a single file is meant, its name."""
+    for address in (source, destination):
+        if re.fullmatch(r"\w+://+", address):
+            raise SyncError(f"{address}: names no bucket")
     here, there = local_folder(source), local_folder(destination)
     only = None
     if here is not None:
@@ -121,6 +124,8 @@ def _check_places(source: str, destination: str) -> tuple[str, str | None]:
         if here.is_file():
             source, only = str(here.parent), here.name
             here = here.parent
+    if here is not None and only and there is not None and there.suffix == Path(only).suffix != "":
+        raise SyncError(f"{destination}: name the folder; a copied file keeps its name, {only}")
     if there is not None:
         if there.is_file():
             raise SyncError(f"{destination}: is a file; name a folder")

@@ -21,11 +21,11 @@ from fsspec import AbstractFileSystem
 from fsspec.spec import AbstractBufferedFile
 
 from .errors import SyncError
-from .inputs import filesystem_of, is_remote
-from .mirror import UNFINISHED
+from .inputs import UNFINISHED, filesystem_of, is_remote
 
 _BLOCK_BYTES = 8 << 20
 _STAGE = UNFINISHED  # folder at a local destination in which rclone's files become whole
+_SOON = ("--retries", "1", "--low-level-retries", "2", "--contimeout", "20s")
 _STORES = {"s3", "gs", "gcs", "abfs", "az"}  # they have buckets, and no folders to be made
 # Remotes of our own for the services that rclone can serve here. Options of a whole backend
 # (RCLONE_S3_...) would also change the remotes that the user has configured.
@@ -109,13 +109,15 @@ class Rclone:
 
     def is_file(self) -> bool:
         """Ask `rclone lsjson --stat`; what is not there is no file."""
-        done = self._run("lsjson", "--stat", self._places[1])
+        done = self._run("lsjson", "--stat", *_SOON, self._places[1])
         return not done.returncode and not json.loads(done.stdout)["IsDir"]
 
     def files(self, at_source: bool) -> dict[str, int]:
-        """List by `rclone lsjson`."""
+        """List by `rclone lsjson`; a folder here that is the source by itself."""
         place = self._places[at_source]
-        options = ["--recursive", "--files-only", "--no-modtime", "--copy-links"]
+        if at_source and not self._only and not is_rclone_remote(place):
+            return _walk(place, strict=True)
+        options = ["--recursive", "--files-only", "--no-modtime", "--copy-links", *_SOON]
         with _listed([self._only or ""]) as path:
             which = ["--files-from-raw", path] if self._only else ["--exclude", f"/{_STAGE}/**"]
             done = self._run("lsjson", *options, *which, place)
@@ -126,17 +128,40 @@ class Rclone:
 
     def different(self, names: Sequence[str]) -> list[str]:
         """Compare by `rclone check`: checksums that both places know, else the bytes."""
+        same, said = self._compare(names)
+        if "No common hash" in said:
+            unsure = list(names)
+        elif "hashes could not be checked" in said:
+            # Of these it has compared the sizes only, and counts them as equal.
+            unsure = self._without_hash(names) or list(names)
+        else:
+            unsure = []
+        if unsure:
+            same = (same - set(unsure)) | self._compare(unsure, "--download")[0]
+        return [name for name in names if name not in same]
+
+    def _compare(self, names: Sequence[str], *how: str) -> tuple[set[str], str]:
+        """Names that are the same, and what rclone said besides."""
         with _listed(names) as path:
             options = ["--one-way", "--combined", "-", "--copy-links", "--files-from-raw", path]
-            done = self._run("check", *options, self._places[1], self._places[0])
-            if "No common hash" in done.stderr:
-                done = self._run("check", *options, "--download", self._places[1], self._places[0])
+            done = self._run("check", *options, *how, self._places[1], self._places[0])
         lines = done.stdout.splitlines()
         if not lines:
             self._check(done)
         # A file that was deleted on both sides has no line.
-        same = {line[2:] for line in lines if line.startswith("= ")}
-        return [name for name in names if name not in same]
+        return {line[2:] for line in lines if line.startswith("= ")}, done.stderr
+
+    def _without_hash(self, names: Sequence[str]) -> list[str]:
+        """Names for which one of the places has no checksum of its own."""
+        found: set[str] = set()
+        for place in filter(is_rclone_remote, self._places):
+            with _listed(names) as path:
+                options = ["--recursive", "--files-only", "--hash", "--files-from-raw", path]
+                done = self._run("lsjson", *options, place)
+            self._check(done)
+            items = json.loads(done.stdout)
+            found |= {item["Path"] for item in items if not any(item.get("Hashes", {}).values())}
+        return sorted(found)
 
     def copy(self, names: Sequence[str], on_bytes: Callable[[int], object]) -> None:
         """Copy by `rclone copy`; it tries again by itself where a transfer breaks."""
@@ -149,6 +174,8 @@ class Rclone:
                     self._program,
                     "copy",
                     *("--files-from-raw", path, "--no-traverse", "--copy-links", again),
+                    # In several streams a part of a file can have the size of the whole.
+                    *("--multi-thread-streams", "0"),
                     *("--use-json-log", "--stats", "1s", "--stats-log-level", "NOTICE"),
                     self._places[1],
                     str(self._stage or self._places[0]),
@@ -173,18 +200,25 @@ class Rclone:
             finally:
                 process.wait()
         if process.returncode:
+            if self._stage is not None:  # what is whole is not held back by what failed
+                with contextlib.suppress(SyncError):
+                    sizes = self.files(at_source=True)
+                    self._deliver([n for n in names if _size(self._stage / n) == sizes.get(n, -1)])
             raise SyncError(
                 f"rclone could not copy everything ({'; '.join(errors[-3:]) or 'no reason given'});"
                 " check access and free space, and run the same command again to go on"
             )
         if self._stage is not None:
-            for name in names:
-                target = Path(self._places[0], name)
-                # One that was deleted at the source meanwhile is not there; `different` tells.
-                if (self._stage / name).exists():
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    os.replace(self._stage / name, target)
+            # One that was deleted at the source meanwhile is not there; `different` tells.
+            self._deliver([name for name in names if (self._stage / name).exists()])
             shutil.rmtree(self._stage, ignore_errors=True)
+
+    def _deliver(self, names: Sequence[str]) -> None:
+        assert self._stage is not None
+        for name in names:
+            target = Path(self._places[0], name)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(self._stage / name, target)
 
     def delete(self, names: Sequence[str]) -> None:
         """Delete by `rclone delete`."""
@@ -204,8 +238,11 @@ class Rclone:
 
     def _check(self, done: "subprocess.CompletedProcess[str]") -> None:
         if done.returncode:
-            last = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-            raise SyncError(f"rclone {done.args[1]} failed: {last}; check the address and access")
+            last = " / ".join(done.stderr.strip().splitlines()[-3:]) or "no reason given"
+            raise SyncError(
+                f"rclone {done.args[1]} failed: {last[-600:]}; check the address, the network and "
+                "the credentials"
+            )
 
 
 def _credentials() -> dict[str, str]:
@@ -253,9 +290,12 @@ class Fsspec:
         self._only = only
 
     def is_file(self) -> bool:
-        """Ask the file system; what is not there is no file."""
+        """Ask the file system; what is not there, or does not answer, is no file."""
         filesystem, root = self._places[1]
-        return filesystem.isfile(root)
+        try:
+            return filesystem.isfile(root)
+        except Exception:  # listing it tells why
+            return False
 
     def files(self, at_source: bool) -> dict[str, int]:
         """List to the bottom."""
@@ -266,12 +306,17 @@ class Fsspec:
                 path = f"{root.rstrip('/')}/{self._only}"
                 return {self._only: filesystem.info(path)["size"]}
             if _is_local(filesystem):
-                return _walk(root)
+                return _walk(root, strict=at_source)
             found = filesystem.find(root, detail=True)
         except (FileNotFoundError, NotADirectoryError):
             return {}
-        except OSError as error:
-            raise SyncError(f"{root}: cannot be listed ({error}); check access") from error
+        except SyncError:
+            raise
+        except Exception as error:  # each kind of store has errors of its own
+            raise SyncError(
+                f"{root}: cannot be listed ({error}); check the address, the network and the "
+                "credentials"
+            ) from error
         start = len(root.rstrip("/")) + 1
         return {path[start:]: item["size"] for path, item in found.items() if path[start:]}
 
@@ -311,7 +356,7 @@ class Fsspec:
                     _write(file, destination.open(part, "wb"), on_bytes)
                 if is_local:
                     os.replace(part, path)
-            except OSError as error:
+            except Exception as error:
                 raise SyncError(
                     f"{name}: could not be copied ({error}); check access and free space, and run "
                     "the same command again to go on"
@@ -328,22 +373,43 @@ class Fsspec:
                     os.rmdir(folder)
 
 
-def _walk(root: str) -> dict[str, int]:
-    """Files below a local folder.
+def _walk(root: str, strict: bool) -> dict[str, int]:
+    """Files below a local folder, through links; empty if it is not there.
 
-    fsspec passes over a folder that cannot be read, and its files would count as gone.
+    fsspec passes over a folder that cannot be read, and its files would count as gone. `strict`
+    also refuses what could not be copied, where it would be left out.
     """
 
     def refuse(error: OSError) -> None:
-        raise error
+        raise SyncError(f"{error.filename}: cannot be read ({error.strerror}); check access")
 
-    paths = [
-        Path(folder, name)
-        for folder, _, names in os.walk(root, onerror=refuse, followlinks=True)
-        for name in names
-    ]
-    files = [path for path in paths if path.is_file()]
-    return {path.relative_to(root).as_posix(): path.stat().st_size for path in files}
+    found = {}
+    walk = os.walk(root, onerror=refuse, followlinks=True) if Path(root).is_dir() else ()
+    for folder, _, names in walk:
+        here = Path(folder)
+        if here.is_symlink() and here.parent.resolve().is_relative_to(here.resolve()):
+            raise SyncError(f"{here}: this link leads back to a folder above it; remove it")
+        for path in (here / name for name in names):
+            name = path.relative_to(root).as_posix()
+            if path.is_file():
+                found[name] = path.stat().st_size
+            elif strict:
+                raise SyncError(f"{path}: leads nowhere, or is no file; remove it")
+            if strict and not _is_plain(name):
+                raise SyncError(f"{str(path)!r}: this name cannot be copied; rename the file")
+    return found
+
+
+def _is_plain(name: str) -> bool:
+    """Whether a name is one line of UTF-8, as the lists of rclone are."""
+    try:
+        return len(name.encode().splitlines()) == 1
+    except UnicodeEncodeError:
+        return False
+
+
+def _size(path: Path) -> int | None:
+    return path.stat().st_size if path.is_file() else None
 
 
 def _write(file: BinaryIO, out: BinaryIO, on_bytes: Callable[[int], object]) -> None:

@@ -58,7 +58,7 @@ class Worker:
         Args:
             device: `xla`, `cuda` or `cpu`.
             dtype: see `runtime.open_device`.
-            threads: of torch.
+            threads: of torch, at most; OMP_NUM_THREADS may ask for fewer.
             model: keywords of `load_encoder`.
         """
         self._options = device, dtype, threads, model
@@ -103,6 +103,7 @@ class Worker:
     def _load(self) -> Encoder:
         if self._encoder is None:
             device, dtype, threads, model = self._options
-            torch.set_num_threads(threads)
+            # Ray sets it to the worker's share of the cores, if nobody else has set it.
+            torch.set_num_threads(min(threads, int(os.environ.get("OMP_NUM_THREADS", threads))))
             self._encoder = load_encoder(device=runtime.open_device(device, dtype), **model)
         return self._encoder

@@ -5,7 +5,8 @@ import shutil
 import pytest
 
 from bioscan_xla import mirror
-from bioscan_xla.mirror import copy_database, restore
+from bioscan_xla.errors import TableError
+from bioscan_xla.mirror import check_mirror, copy_database, foreign_tables, restore
 from bioscan_xla.store import open_table
 
 from .test_store import fill, make
@@ -65,6 +66,40 @@ def test_restore_only_where_the_table_is_gone(tmp_path):
     assert restore(tmp_path / "drive", tmp_path / "db", "embeddings")
     assert rows(tmp_path / "db") == 5
     assert not restore(tmp_path / "absent", tmp_path / "new", "embeddings")
+
+
+def test_a_mirror_that_holds_more_or_another_table_is_refused(tmp_path):
+    kept = make(tmp_path / "db")
+    fill(kept, 0, 5)
+    fill(kept, 5, 5)
+    copy_database(tmp_path / "db", tmp_path / "drive")
+    check_mirror(tmp_path / "db", tmp_path / "drive")
+    fill(kept, 10, 5)
+    check_mirror(tmp_path / "db", tmp_path / "drive")  # an earlier state
+    young = make(tmp_path / "young")
+    with pytest.raises(TableError, match=r"'embeddings' is at version \d there .* may hold more"):
+        check_mirror(tmp_path / "young", tmp_path / "drive")
+    for first in range(4):
+        fill(young, first, 1)
+    with pytest.raises(TableError, match="has another version"):
+        check_mirror(tmp_path / "young", tmp_path / "drive")
+    assert rows(tmp_path / "drive") == 10
+
+
+def test_tables_without_a_common_file_are_strangers():
+    there = ["a.lance/_versions/1.manifest", "a.lance/data/x.lance", "note.txt"]
+    ours = ["a.lance/_versions/7.manifest", "a.lance/data/y.lance", "note.txt"]
+    assert "has no file there" in foreign_tables(ours, there, lambda _: True)["a.lance"]
+    # Cleaned up and not compacted whole: a data file is left that is in both.
+    assert not foreign_tables([*ours, "a.lance/data/x.lance"], there, lambda _: True)
+    assert not foreign_tables([*ours, there[0]], there, lambda _: True)
+    assert foreign_tables([*ours, there[0]], there, lambda _: False)
+    assert not foreign_tables(["b.lance/_versions/1.manifest"], there, lambda _: False)
+
+
+def test_a_drive_that_is_not_mounted_is_told(tmp_path):
+    with pytest.raises(TableError, match="is the drive mounted"):
+        check_mirror(tmp_path / "db", tmp_path / "not/mounted")
 
 
 def test_a_failing_copy_is_only_a_warning(tmp_path, caplog):

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from bioscan_xla.errors import ConfigError, InputError
-from bioscan_xla.inputs import expand_inputs
+from bioscan_xla.inputs import UNFINISHED, expand_inputs
 from bioscan_xla.sources import ReadOptions, count_rows, metadata_schema
 
 from .test_records import GOOD, kept, read, write
@@ -17,7 +17,8 @@ COLUMNS = {"sequence_id": [f"s{n}" for n in range(40)], "dna_sequence": [GOOD] *
 
 
 def test_files_globs_and_folders(tmp_path):
-    (tmp_path / "deep").mkdir()
+    for folder in ("deep", UNFINISHED, "old.lance"):
+        (tmp_path / folder).mkdir()
     names = [
         "a.parquet",
         "b.fasta",
@@ -26,6 +27,8 @@ def test_files_globs_and_folders(tmp_path):
         "notes.txt",
         ".hidden.fasta",
         "rejected.parquet",
+        f"{UNFINISHED}/half.parquet",  # of a copy that was interrupted
+        "old.lance/e.parquet",
     ]
     for name in names:
         (tmp_path / name).touch()

@@ -19,7 +19,8 @@ import pytest
 
 from bioscan_xla import sync as command
 from bioscan_xla import transfer
-from bioscan_xla.errors import SyncError
+from bioscan_xla.errors import InputError, SyncError
+from bioscan_xla.inputs import UNFINISHED, expand_inputs
 from bioscan_xla.sync import sync
 
 RCLONE = shutil.which("rclone")
@@ -200,12 +201,70 @@ def test_a_newer_table_is_not_buried(database, tmp_path, without_rclone):
     shutil.copytree(database, copy)
     add_rows(copy, 60)
     before = content(copy)
-    with pytest.raises(SyncError, match=r"is at version 4, in .* at 3: it is newer"):
+    with pytest.raises(SyncError, match=r"is at version 4 there and at 3 in .*: it is newer"):
         sync(str(database), str(copy), without_rclone=without_rclone)
     assert content(copy) == before
     sync(str(database), str(copy), delete=True, without_rclone=without_rclone)
     assert content(copy) == content(database)
     assert count_rows(copy) == 120
+
+
+@pytest.mark.parametrize("without_rclone", ENGINES)
+@pytest.mark.parametrize("more", [0, 3])
+def test_another_table_of_the_same_name_is_not_replaced(database, tmp_path, without_rclone, more):
+    """Neither at the same version nor below ours, which would hide it from every reader."""
+    other = tmp_path / "other.db"
+    for count in (5, 6, 7, *[8] * more):
+        add_rows(other, count)
+    copy = tmp_path / "copy"
+    sync(str(database), str(copy), without_rclone=without_rclone)
+    before = content(copy)
+    with pytest.raises(SyncError, match=r"has another version 3 .* or another table"):
+        sync(str(other), str(copy), without_rclone=without_rclone)
+    assert content(copy) == before
+    sync(str(other), str(copy), delete=True, without_rclone=without_rclone)
+    assert content(copy) == content(other)
+
+
+@pytest.mark.parametrize("without_rclone", ENGINES)
+def test_what_cannot_be_copied_is_told(tmp_path, without_rclone):
+    source = tmp_path / "source"
+    (source / "inside").mkdir(parents=True)
+    (source / "a.txt").write_text("a")
+    for path, target, message in (
+        (source / "nowhere", tmp_path / "gone", "nowhere: leads nowhere"),
+        (source / "inside/loop", source, "loop: this link leads back"),
+    ):
+        path.symlink_to(target)
+        with pytest.raises(SyncError, match=message):
+            sync(str(source), str(tmp_path / "copy"), without_rclone=without_rclone)
+        path.unlink()
+    for name in (b"two\nlines", b"latin\xe9"):
+        path = os.path.join(os.fsencode(source), name)
+        with open(path, "wb"):
+            pass
+        with pytest.raises(SyncError, match="rename the file"):
+            sync(str(source), str(tmp_path / "copy"), without_rclone=without_rclone)
+        os.unlink(path)
+    assert not (tmp_path / "copy").exists()
+
+
+@needs_rclone
+def test_what_is_whole_is_not_held_back(tmp_path, monkeypatch):
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "a.txt").write_text("small")
+    (source / "b.bin").write_bytes(os.urandom(4 << 20))
+    monkeypatch.setenv("RCLONE_MAX_TRANSFER", "1M")
+    monkeypatch.setenv("RCLONE_TRANSFERS", "1")
+    monkeypatch.setenv("RCLONE_ORDER_BY", "name")
+    with pytest.raises(SyncError, match="could not copy everything"):
+        sync(str(source), str(tmp_path / "copy"))
+    assert (tmp_path / "copy/a.txt").read_text() == "small"
+    assert not (tmp_path / "copy/b.bin").exists()
+    monkeypatch.delenv("RCLONE_MAX_TRANSFER")
+    sync(str(source), str(tmp_path / "copy"))
+    assert content(tmp_path / "copy") == content(source)
 
 
 @pytest.mark.parametrize("without_rclone", ENGINES)
@@ -264,7 +323,7 @@ def test_a_folder_that_cannot_be_read_is_not_an_empty_one(database, tmp_path, mo
         return whole(path)
 
     monkeypatch.setattr(os, "scandir", broken)
-    with pytest.raises(SyncError, match="cannot be listed"):
+    with pytest.raises(SyncError, match="cannot be read"):
         sync(str(database), str(copy), delete=True, without_rclone=True)
     monkeypatch.undo()
     assert content(copy) == before
@@ -394,6 +453,64 @@ def test_what_s3_must_not_do(s3, database, tmp_path, without_rclone):
     sync(str(tmp_path / "note.txt"), f"{s3}/one", **options)
     assert sync(f"{s3}/one/note.txt", str(tmp_path / "down"), **options)["copied"] == 1
     assert set(content(tmp_path / "down")) == {"note.txt"}
+
+
+@pytest.fixture
+def without_checksum(s3):
+    """An object that was uploaded in parts, of which the store tells no MD5."""
+    import s3fs
+
+    content = os.urandom(11 << 20)
+    filesystem = s3fs.S3FileSystem(use_listings_cache=False)
+    with filesystem.open("samples/parts/large.bin", "wb", block_size=5 << 20) as file:
+        file.write(content)
+    assert "-" in filesystem.info("samples/parts/large.bin")["ETag"]
+    return f"{s3}/parts", content
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("without_rclone", ENGINES)
+def test_bytes_are_compared_where_there_is_no_checksum(without_checksum, tmp_path, without_rclone):
+    address, before = without_checksum
+    options = {"without_rclone": without_rclone}
+    down = tmp_path / "down"
+    sync(address, str(down), **options)
+    assert (down / "large.bin").read_bytes() == before
+    assert sync(str(down), address, **options)["copied"] == 0
+    (down / "large.bin").write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
+    assert sync(address, str(tmp_path / "down"), **options)["copied"] == 1
+    assert (down / "large.bin").read_bytes() == before
+
+
+@pytest.mark.slow
+@needs_rclone
+def test_a_staged_file_of_the_right_size_is_not_trusted(without_checksum, tmp_path):
+    """What an interrupted copy left; rclone itself takes it where there is no checksum."""
+    address, before = without_checksum
+    staged = tmp_path / "down" / UNFINISHED / "large.bin"
+    staged.parent.mkdir(parents=True)
+    staged.write_bytes(bytes(len(before)))
+    with pytest.raises(SyncError, match=r"large\.bin .*not the same .* run the same command again"):
+        sync(address, str(tmp_path / "down"))
+    sync(address, str(tmp_path / "down"))
+    assert (tmp_path / "down/large.bin").read_bytes() == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("without_rclone", ENGINES)
+def test_missing_credentials_are_told(s3, tmp_path, monkeypatch, without_rclone):
+    import s3fs
+
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    s3fs.S3FileSystem.clear_instance_cache()
+    with pytest.raises(SyncError, match="the credentials"):
+        sync(s3, str(tmp_path / "down"), without_rclone=without_rclone)
+    with pytest.raises(InputError, match="the credentials"):
+        expand_inputs(f"{s3}/reads.parquet")
+    s3fs.S3FileSystem.clear_instance_cache()
 
 
 @pytest.mark.slow
