@@ -6,6 +6,7 @@ of it, or of the slice; the first axis of what is put is divided over the mesh a
 compiles nothing.
 """
 
+import atexit
 import ctypes
 import functools
 import importlib.util
@@ -170,6 +171,8 @@ def _open_xla(dtype: torch.dtype, why: str, whole_slice: bool) -> Device:
             # Each host may have to download the model before it answers.
             patience = timedelta(hours=2)
             torch.distributed.init_process_group("gloo", "xla://", patience)
+            # Its threads would otherwise meet the end of the process, and sometimes abort it.
+            atexit.register(torch.distributed.destroy_process_group)
         return Device("xla", torch_xla.device(), dtype, mesh, count, why, xr.process_index(), hosts)
     except DeviceError:
         raise

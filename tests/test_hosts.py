@@ -55,6 +55,7 @@ def agree(index, port, folder):
         except DeviceError as error:
             found["alone"] = str(error)
     Path(folder, f"{index}.json").write_text(json.dumps(found))
+    torch.distributed.destroy_process_group()
 
 
 def test_what_hosts_agree_on(tmp_path):
