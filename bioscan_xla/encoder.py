@@ -104,6 +104,18 @@ def forward_flops(config: Any, layers: int, tokens: int, squared: int) -> float:
     return layers * (float(tokens) * linear + 4.0 * config.hidden_size * squared)
 
 
+def check_options(config: Any, layer: int, overlap_tokens: int) -> int:
+    """The model's longest window in tokens; ConfigError for options that it cannot follow."""
+    max_tokens = config.max_position_embeddings - FIRST_POSITION
+    if not 0 <= overlap_tokens < (max_tokens - 1) // 2 + 1:
+        raise ConfigError(
+            f"overlap_tokens {overlap_tokens} must lie between 0 and {(max_tokens - 1) // 2}"
+        )
+    if not -1 <= layer <= config.num_hidden_layers:
+        raise ConfigError(f"layer {layer} must lie between -1 and {config.num_hidden_layers}")
+    return max_tokens
+
+
 def load_encoder(
     model: str = DEFAULT_MODEL,
     *,
@@ -135,13 +147,7 @@ def load_encoder(
     if pooling not in POOLINGS:
         raise ConfigError(f"pooling {pooling!r} is unknown; choose one of {', '.join(POOLINGS)}")
     config = read_config(model, revision)
-    max_tokens = config.max_position_embeddings - FIRST_POSITION
-    if not 0 <= overlap_tokens < (max_tokens - 1) // 2 + 1:
-        raise ConfigError(
-            f"overlap_tokens {overlap_tokens} must lie between 0 and {(max_tokens - 1) // 2}"
-        )
-    if not -1 <= layer <= config.num_hidden_layers:
-        raise ConfigError(f"layer {layer} must lie between -1 and {config.num_hidden_layers}")
+    max_tokens = check_options(config, layer, overlap_tokens)
     commit = resolve_commit(model, revision)
     esm: Any = load_model(model, device.dtype, commit or None)
     fingerprint = {

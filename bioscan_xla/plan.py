@@ -9,6 +9,7 @@ import argparse
 import dataclasses
 import itertools
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -24,17 +25,27 @@ from transformers import EsmConfig
 from .batches import FIRST_POSITION, Batch, Packer, Totals, layout
 from .command_line import parse
 from .config import EmbedConfig
-from .encoder import DEFAULT_MODEL, forward_flops, read_config
-from .errors import BioscanError, ModelError
+from .encoder import DEFAULT_MODEL, adapter_base, check_options, forward_flops, read_config
+from .errors import BioscanError, ConfigError, InputError, ModelError
 from .inference import prepare
 from .inputs import expand_inputs
 from .records import read_chunks
 from .sample import esm_config
 from .sources import ReadOptions, metadata_schema
 from .tokens import tokenize
-from .tpu_compiler import GIB, Compiled, Topology, compile_for, find_topology
+from .tpu_compiler import (
+    GIB,
+    TOPOLOGIES,
+    Compiled,
+    Topology,
+    check_compiler,
+    compile_for,
+    find_topology,
+)
 from .training_config import FinetuneConfig
 from .training_data import plan_epoch
+
+log = logging.getLogger("bioscan_xla.plan")
 
 _SAMPLE_SEQUENCES = 20_000
 _UTILISATION = 0.6
@@ -69,9 +80,17 @@ def plan_embedding(config: EmbedConfig, topology: Topology) -> dict[str, Any]:
         DeviceError: no TPU compiler here.
         ModelError: the model's configuration cannot be had.
     """
+    if topology.name == "v5e-16":
+        raise ConfigError(
+            f"{topology.name} has several hosts, and each host embeds by itself: plan for v5e-8"
+        )
+    if config.adapter and config.model == DEFAULT_MODEL:
+        config = dataclasses.replace(config, model=adapter_base(config.adapter) or DEFAULT_MODEL)
     model = _model_config(config)
+    max_tokens = check_options(model, config.layer, config.overlap_tokens)
+    if config.layer != -1:
+        model.num_hidden_layers = config.layer  # those above it are left out
     sequences = _sequences(config)
-    max_tokens = model.max_position_embeddings - FIRST_POSITION
     packer = Packer(layout("xla", topology.num_cores, max_tokens))
     job = prepare(0, None, sequences, max_tokens, config.overlap_tokens)
     batches: dict[tuple[int, int, int], list[Batch]] = defaultdict(list)
@@ -82,6 +101,7 @@ def plan_embedding(config: EmbedConfig, topology: Topology) -> dict[str, Any]:
         totals.count(batch)
     programs = []
     for (rows, width, segments), made in sorted(batches.items(), key=lambda item: item[0][1]):
+        log.info("tracing and compiling %d rows of %d tokens", rows, width)
         compiled = compile_for(
             trace("embed", model, config.dtype, (rows, width, segments), pooling=config.pooling),
             topology,
@@ -90,7 +110,13 @@ def plan_embedding(config: EmbedConfig, topology: Topology) -> dict[str, Any]:
         )
         useful = sum(_useful_flops(model, batch) for batch in made) / len(made)
         programs.append(Program(rows, width, segments, len(made), useful, compiled))
-    return _summary(programs, topology, len(sequences), totals)
+    return _about(config, config.input) | _summary(programs, topology, len(sequences), totals)
+
+
+def _about(config: EmbedConfig | FinetuneConfig, inputs: Sequence[str]) -> dict[str, Any]:
+    """What was planned for."""
+    dtype = config.dtype or "bfloat16"
+    return {"model": config.model, "dtype": dtype, "input": list(inputs) or "simulated lengths"}
 
 
 def _model_config(config: EmbedConfig | FinetuneConfig) -> EsmConfig:
@@ -101,22 +127,33 @@ def _model_config(config: EmbedConfig | FinetuneConfig) -> EsmConfig:
 
 
 def _sequences(config: EmbedConfig) -> list[str]:
-    """The first sequences of each file; without an input, mixed lengths of 150 to 5,994 bp."""
+    """The first sequences of each file; without an input, mixed lengths of 150 to 5,994 bp.
+
+    20,000 in all at the most, or `max_sequences`.
+    """
+    most = min(_SAMPLE_SEQUENCES, config.max_sequences or _SAMPLE_SEQUENCES)
     if not config.input:
         rng = np.random.default_rng(0)
         spans = np.array([(658, 659), (150, 421), (900, 1801), (1801, 5995)])
-        chosen = spans[rng.choice(4, _SAMPLE_SEQUENCES, p=(0.3, 0.3, 0.3, 0.1))]
+        chosen = spans[rng.choice(4, most, p=(0.3, 0.3, 0.3, 0.1))]
         lengths = rng.integers(chosen[:, 0], chosen[:, 1])
         return ["".join(rng.choice(list("ACGT"), length)) for length in lengths.tolist()]
     sources = expand_inputs(config.input)
-    reading = ReadOptions(columns=config.columns, header_taxonomy=config.header_taxonomy)
+    reading = ReadOptions(
+        columns=config.columns,
+        header_taxonomy=config.header_taxonomy,
+        min_length_bp=config.min_length_bp,
+        max_n_fraction=config.max_n_fraction,
+    )
     schema = metadata_schema(sources, reading)
-    each = -(-_SAMPLE_SEQUENCES // len(sources))
+    each = -(-most // len(sources))
     sequences: list[str] = []
     for source in sources:
         of_source = (text for c in read_chunks([source], reading, schema) for text in c.sequences)
         sequences += itertools.islice(of_source, each)
-    return sequences
+    if not sequences:
+        raise InputError(f"{', '.join(sources)}: there is no usable sequence to plan for")
+    return sequences[:most]
 
 
 def _useful_flops(model: EsmConfig, batch: Batch) -> float:
@@ -148,6 +185,8 @@ def plan_finetuning(config: FinetuneConfig, topology: Topology) -> dict[str, Any
         steps[width].append(members)
 
     def compile_step(width: int, gradient_checkpointing: bool) -> Compiled:
+        how = "with" if gradient_checkpointing else "without"
+        log.info("tracing and compiling %d rows of %d tokens %s checkpointing", rows, width, how)
         options = dataclasses.asdict(config) | {"gradient_checkpointing": gradient_checkpointing}
         program = trace(
             "finetune",
@@ -176,8 +215,9 @@ def plan_finetuning(config: FinetuneConfig, topology: Topology) -> dict[str, Any
     # The widest step the other way: what checkpointing would save or cost.
     widest, other = programs[-1], not config.gradient_checkpointing
     twin = dataclasses.replace(widest, compiled=compile_step(widest.width, other))
-    result = _summary(programs, topology, len(sequences), totals)
+    result = _about(config, config.train) | _summary(programs, topology, len(sequences), totals)
     return result | {
+        "num_classes": num_classes,
         "gradient_checkpointing": config.gradient_checkpointing,
         "widest_otherwise": _line(twin, topology),
     }
@@ -225,8 +265,8 @@ def _line(program: Program, topology: Topology) -> dict[str, Any]:
         "error": compiled.error,
         "argument_gib": compiled.argument_bytes / GIB,
         "temporary_gib": compiled.temporary_bytes / GIB,
-        "peak_gib": (compiled.peak_bytes or 0) / GIB,
-        "peak_share": (compiled.peak_bytes or 0) / topology.hbm_bytes,
+        "peak_gib": None if compiled.peak_bytes is None else compiled.peak_bytes / GIB,
+        "peak_share": compiled.peak_bytes and compiled.peak_bytes / topology.hbm_bytes,
         "flops": compiled.flops,
         "flops_over_ideal": compiled.flops * topology.num_cores / program.useful_flops,
         "bytes": compiled.bytes_accessed,
@@ -257,11 +297,14 @@ def _summary(
         "topology": topology.name,
         "cores": topology.num_cores,
         "hbm_gib": topology.hbm_bytes / GIB,
+        "peak_flops": topology.peak_flops,
+        "bandwidth": topology.bandwidth,
+        "sequences": num_sequences,
         "programs": lines,
         "fits": fits,
         "compile_seconds": sum(program.compiled.seconds for program in programs),
         "useful_token_fraction": totals.useful_fraction,
-        "flops_over_ideal": flops / useful if useful else None,
+        "flops_over_ideal": flops / useful if fits else None,
         "sequences_per_hour_bound": bound,
         "utilisation": _UTILISATION,
         "sequences_per_hour": bound * _UTILISATION if bound else None,
@@ -271,11 +314,16 @@ def _summary(
 
 def describe(result: dict[str, Any]) -> str:
     """The plan as people read it."""
+    lengths = result["input"]
     lines = [
-        f"{result['topology']}: {result['cores']} core(s) of {result['hbm_gib']:.0f} GiB; figures "
-        "are the compiler's estimate, for one core",
-        f"{'rows x tokens':>14} {'fits':>5} {'weights':>8} {'temp.':>8} {'peak GiB':>13} "
-        f"{'TFLOP':>7} {'/ideal':>7} {'GiB moved':>10} {'compile':>8}  collectives",
+        f"{result['topology']}: {result['cores']} core(s) of {result['hbm_gib']:.0f} GiB; "
+        f"{result['model']} in {result['dtype']}",
+        f"{result['sequences']:,} sequences of "
+        f"{lengths if isinstance(lengths, str) else ', '.join(lengths)}",
+        "the compiler's estimate, for one core and one batch (rows: over all cores):",
+        f"{'rows x tokens':>14} {'batches':>8} {'fits':>5} {'args GiB':>8} {'temp GiB':>8} "
+        f"{'peak GiB':>13} {'TFLOP':>7} {'/ideal':>7} {'GiB moved':>10} {'compile':>8}  "
+        "collectives",
     ]
     lines += map(_describe_program, result["programs"])
     if (twin := result.get("widest_otherwise")) is not None:
@@ -283,8 +331,12 @@ def describe(result: dict[str, Any]) -> str:
         lines.append(f"the widest {how} --gradient-checkpointing:\n{_describe_program(twin)}")
     lines.append(
         f"{len(result['programs'])} program(s), {result['compile_seconds']:.0f} s to compile here; "
-        f"real tokens {result['useful_token_fraction']:.1%}; "
-        f"{result['flops_over_ideal'] or 0:.2f} times the FLOPs that they need"
+        f"real tokens {result['useful_token_fraction']:.1%}"
+        + (
+            f"; {result['flops_over_ideal']:.2f} times the FLOPs they need"
+            if result["fits"]
+            else ""
+        )
     )
     if result["sequences_per_hour_bound"]:
         lines.append(
@@ -293,26 +345,30 @@ def describe(result: dict[str, Any]) -> str:
             f"{result['sequences_per_hour']:,.0f}"
         )
     else:
-        lines.append(
-            "does not fit: take --gradient-checkpointing true (finetune), --shard-parameters true "
-            "(embed), or a larger topology"
-        )
+        remedy = {
+            None: "--shard-parameters true",
+            False: "--gradient-checkpointing true",
+            True: "a smaller --batch-size with --accumulate",
+        }[result.get("gradient_checkpointing")]
+        lines.append(f"does not fit: take {remedy}, or a larger topology")
     return "\n".join(lines)
 
 
 def _describe_program(item: dict[str, Any]) -> str:
+    head = f"{item['rows']:>6} x {item['tokens']:<5} {item['batches']:>8}"
+    if item["error"]:
+        return f"{head} {'NO':>5}  {item['error']}"
     collectives = ", ".join(
         f"{count} {kind} ({size / 2**20:.1f} MiB)"
         for kind, (count, size) in item["collectives"].items()
     )
     return (
-        f"{item['rows']:>6} x {item['tokens']:<5} {'yes' if item['fits'] else 'NO':>5} "
+        f"{head} {'yes' if item['fits'] else 'NO':>5} "
         f"{item['argument_gib']:8.2f} {item['temporary_gib']:8.2f} "
         f"{item['peak_gib']:6.2f} ({item['peak_share']:4.0%}) {item['flops'] / 1e12:7.2f} "
         f"{item['flops_over_ideal']:7.2f} {item['bytes'] / GIB:10.1f} "
         f"{item['compile_seconds']:6.0f} s  {collectives or 'none'}"
         + (f"; {item['host_transfers']} host transfers" if item["host_transfers"] else "")
-        + (f"\n       {item['error']}" if item["error"] else "")
     )
 
 
@@ -321,13 +377,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m bioscan_xla.plan",
         description="Compile the programs of a run for a TPU that is not there. Further options "
-        "are those of python -m bioscan_xla.embed or of launch/finetune.py.",
+        "are those of python -m bioscan_xla.embed or of launch/finetune.py, --config included.",
+        epilog="Exit status: 0 if all programs fit, 3 if not, 1 after an error.",
     )
     parser.add_argument("job", choices=["embed", "finetune"])
-    parser.add_argument("--topology", default="v5e-8", help="v3-8, v4-8, v5e-1, v5e-8 or v6e-8")
+    parser.add_argument("--topology", default="v5e-8", help=f"{', '.join(TOPOLOGIES)}")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     options, rest = parser.parse_known_args(arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
+    log.setLevel(logging.INFO)
     try:
+        check_compiler()
         topology = find_topology(options.topology)
         if options.job == "embed":
             result = plan_embedding(parse(EmbedConfig, rest, parser.prog), topology)

@@ -4,6 +4,7 @@ Enters: a traced program and a topology. Leaves: what the compiler says of it, p
 that a program compiles and fits; it computes nothing and measures no speed.
 """
 
+import importlib.util
 import json
 import os
 import re
@@ -21,6 +22,10 @@ import numpy as np
 from .errors import ConfigError, DeviceError
 
 GIB = 2**30
+_NOT_INSTALLED = (
+    "the TPU compiler is not installed ({}): pip install 'bioscan_xla[plan]', in a checkout "
+    "pip install -e '.[plan]'; it exists for Linux on x86-64"
+)
 
 
 @dataclass(frozen=True)
@@ -99,6 +104,13 @@ def find_topology(name: str) -> Topology:
     if name not in TOPOLOGIES:
         raise ConfigError(f"topology {name!r} is unknown; choose one of {', '.join(TOPOLOGIES)}")
     return TOPOLOGIES[name]
+
+
+def check_compiler() -> None:
+    """DeviceError where the compiler is not installed, before anything is traced for it."""
+    missing = [name for name in ("jax", "libtpu") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise DeviceError(_NOT_INSTALLED.format(f"no {' and no '.join(missing)}"))
 
 
 def compile_for(
@@ -242,10 +254,7 @@ def _import_compiler() -> tuple[Any, Any, Any, Any]:
         from jax._src.lib import xla_client
         from jax._src.lib.mlir import ir
     except ImportError as error:
-        raise DeviceError(
-            f"the TPU compiler is not installed ({error}): pip install 'bioscan_xla[plan]', which "
-            "exists for Linux on x86-64"
-        ) from error
+        raise DeviceError(_NOT_INSTALLED.format(error)) from error
     return jax, ir, xla_client, mlir
 
 

@@ -6,8 +6,9 @@ import json
 import pytest
 
 from bioscan_xla import plan
-from bioscan_xla.errors import ConfigError, DeviceError
-from bioscan_xla.tpu_compiler import compile_for, find_collectives, find_topology
+from bioscan_xla.config import EmbedConfig
+from bioscan_xla.errors import ConfigError, DeviceError, InputError
+from bioscan_xla.tpu_compiler import GIB, Compiled, compile_for, find_collectives, find_topology
 
 needs_compiler = pytest.mark.skipif(
     not all(importlib.util.find_spec(name) for name in ("libtpu", "jax", "torch_xla")),
@@ -74,6 +75,44 @@ def test_collectives_are_counted_by_kind_and_size():
         "all-gather": (1, 4 * 64 * 41 * 2560),
         "all-reduce": (1, 2 * 8 + 4 * 6 + 5),
     }
+
+
+def describe_finetuning(fits):
+    """The text of a plan of one program that fits, or does not."""
+    error = "" if fits else "RESOURCE_EXHAUSTED: Used 20G of 15G hbm"
+    compiled = Compiled(1.0, peak_bytes=GIB if fits else None, flops=8e12 * fits, error=error)
+    program = plan.Program(32, 64, 1, 3, 1e12, compiled)
+    totals = plan.Totals()
+    totals.useful_tokens, totals.computed_tokens = 3, 4
+    summary = plan._summary([program], find_topology("v5e-8"), 96, totals)
+    about = {"model": "m", "dtype": "bfloat16", "input": ["a.parquet"]}
+    return summary, plan.describe(about | summary | {"gradient_checkpointing": False})
+
+
+def test_a_program_that_does_not_fit_has_no_figures():
+    summary, text = describe_finetuning(fits=False)
+    assert not summary["fits"]
+    assert summary["programs"][0]["peak_gib"] is None
+    assert summary["flops_over_ideal"] is summary["sequences_per_hour"] is None
+    assert "NO  RESOURCE_EXHAUSTED: Used 20G" in text
+    assert "take --gradient-checkpointing true" in text
+    summary, text = describe_finetuning(fits=True)
+    assert summary["fits"]
+    assert summary["flops_over_ideal"] == pytest.approx(64)
+    assert "96 sequences of a.parquet" in text
+
+
+def test_what_cannot_be_planned_is_told(model_folder, tmp_path, training_sample):
+    topology = find_topology("v5e-8")
+    options = {"model": model_folder, "input": training_sample}
+    with pytest.raises(ConfigError, match="each host embeds by itself"):
+        plan.plan_embedding(EmbedConfig(**options), find_topology("v5e-16"))
+    with pytest.raises(ConfigError, match="overlap_tokens 999 must lie between"):
+        plan.plan_embedding(EmbedConfig(**options, overlap_tokens=999), topology)
+    with pytest.raises(ConfigError, match="layer 77 must lie between"):
+        plan.plan_embedding(EmbedConfig(**options, layer=77), topology)
+    with pytest.raises(InputError, match="no usable sequence"):
+        plan.plan_embedding(EmbedConfig(**options, min_length_bp=100_000), topology)
 
 
 def test_mistakes_are_told(capsys):
