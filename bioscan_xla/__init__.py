@@ -17,7 +17,7 @@ try:
 except PackageNotFoundError:  # used from a source tree that was never installed
     __version__ = "0+source"
 
-from . import embedding_function as _embedding_function  # noqa: F401
+from .table import embedding_function as _embedding_function  # noqa: F401
 
 
 def run_embedding_pipeline(*args, **kwargs):
@@ -36,9 +36,9 @@ def run_finetuning_pipeline(*args, **kwargs):
 
 
 def load_classifier(folder, device="auto", dtype=None):
-    """Load a fine-tuned model; see `bioscan_xla.classifier.load_classifier`."""
-    from .classifier import load_classifier as load
-    from .runtime import open_device
+    """Load a fine-tuned model; see `bioscan_xla.training.classifier.load_classifier`."""
+    from .encode.runtime import open_device
+    from .training.classifier import load_classifier as load
 
     return load(folder, open_device(device, dtype))
 

@@ -16,25 +16,25 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import runtime
-from .command_line import check_keys, parse
-from .config import EmbedConfig
-from .dry_run import describe_plan
-from .encoder import DEFAULT_MODEL, Encoder, adapter_base, load_encoder, read_config
+from .cli import check_keys, parse
+from .embedding.pipeline import Outcome, run
+from .embedding.progress import Progress
+from .embedding.tracking import Tracker
+from .encode import runtime
+from .encode.encoder import DEFAULT_MODEL, Encoder, adapter_base, load_encoder, read_config
 from .errors import BioscanError, ConfigError
-from .inputs import expand_inputs, is_remote
-from .mirror import Mirror, check_mirror, restore
-from .pipeline import Outcome, run
-from .progress import Progress
-from .records import read_chunks
+from .options import EmbedConfig
+from .planning.dry_run import describe_plan
+from .reads.inputs import expand_inputs, is_remote
+from .reads.records import read_chunks
+from .reads.sources import ReadOptions, count_rows, metadata_schema
 from .sample import provide_demo
-from .sources import ReadOptions, count_rows, metadata_schema
 from .stopping import Stop, stop_on_signal
-from .store import Store, recorded_revision, table_schema
-from .tracking import Tracker
+from .table.mirror import Mirror, check_mirror, restore
+from .table.store import Store, recorded_revision, table_schema
 
 if TYPE_CHECKING:
-    from .cluster import Workers
+    from .embedding.cluster import Workers
 
 log = logging.getLogger("bioscan_xla.embed")
 
@@ -59,7 +59,7 @@ def run_embedding_pipeline(
         checkpoint_enabled: commit at least every `commit_minutes`; False commits by rows and at
             the end only. A run can be resumed either way.
         max_sequences: embed at most this many in this run.
-        **options: any other field of `bioscan_xla.config.EmbedConfig`.
+        **options: any other field of `bioscan_xla.options.EmbedConfig`.
 
     Returns:
         `sequences_processed` (records read, those set aside included), `embeddings_generated`,
@@ -110,7 +110,7 @@ def _engine(config: EmbedConfig) -> Iterator[tuple[str, Callable[..., "Encoder |
         yield device.kind, functools.partial(load_encoder, device=device)
         return
     try:
-        from .cluster import Workers
+        from .embedding.cluster import Workers
     except ImportError as error:
         raise ConfigError(
             f"engine is ray, and it cannot be imported ({error}); pip install 'bioscan_xla[ray]'"

@@ -10,18 +10,18 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from .command_line import check_keys, parse
+from .cli import check_keys, parse
+from .encode.runtime import choose
 from .errors import BioscanError
-from .runtime import choose
+from .reads.taxonomy import RANKS
 from .sample import provide_demo
-from .taxonomy import RANKS
-from .training_config import FinetuneConfig
+from .training.options import FinetuneConfig
 
 
 def finetune(config: FinetuneConfig) -> dict[str, Any]:
     """Run a config; see `train.finetune`."""
     choose_backend(config.device)
-    from .train import finetune as run
+    from .training.run import finetune as run
 
     return run(config)
 
@@ -56,7 +56,7 @@ def run_finetuning_pipeline(
         learning_rate: peak.
         use_wandb: report to Weights & Biases; a failure there never stops training.
         wandb_project: where.
-        **options: any other field of `bioscan_xla.training_config.FinetuneConfig`.
+        **options: any other field of `bioscan_xla.training.options.FinetuneConfig`.
 
     Returns:
         `start_time`, `end_time` (ISO 8601), `total_loss` (mean over the epochs), `num_epochs`,

@@ -22,18 +22,13 @@ from typing import Any
 import numpy as np
 from transformers import EsmConfig
 
-from .batches import FIRST_POSITION, Batch, Packer, Totals, layout
-from .command_line import parse
-from .config import EmbedConfig
-from .encoder import DEFAULT_MODEL, adapter_base, check_options, forward_flops, read_config
+from .cli import parse
+from .encode.encoder import DEFAULT_MODEL, adapter_base, check_options, forward_flops, read_config
+from .encode.inference import prepare
+from .encode.packing import FIRST_POSITION, Batch, Packer, Totals, layout
 from .errors import BioscanError, ConfigError, InputError, ModelError
-from .inference import prepare
-from .inputs import expand_inputs
-from .records import read_chunks
-from .sample import esm_config
-from .sources import ReadOptions, metadata_schema
-from .tokens import tokenize
-from .tpu_compiler import (
+from .options import EmbedConfig
+from .planning.compiler import (
     GIB,
     TOPOLOGIES,
     Compiled,
@@ -42,8 +37,13 @@ from .tpu_compiler import (
     compile_for,
     find_topology,
 )
-from .training_config import FinetuneConfig
-from .training_data import plan_epoch
+from .reads.inputs import expand_inputs
+from .reads.records import read_chunks
+from .reads.sources import ReadOptions, metadata_schema
+from .reads.tokens import tokenize
+from .sample import esm_config
+from .training.data import plan_epoch
+from .training.options import FinetuneConfig
 
 log = logging.getLogger("bioscan_xla.plan")
 
@@ -172,7 +172,7 @@ def plan_finetuning(config: FinetuneConfig, topology: Topology) -> dict[str, Any
     max_tokens = model.max_position_embeddings - FIRST_POSITION
     num_classes = list(_NUM_CLASSES)
     if config.train:
-        from .train import prepare_data
+        from .training.run import prepare_data
 
         data = prepare_data(config)
         sequences, num_classes = data.train.sequences, list(data.space.num_classes)
@@ -228,7 +228,7 @@ def trace(
     model: EsmConfig,
     dtype: str | None,
     shape: tuple[int, int, int],
-    command: Sequence[str] = ("-m", "bioscan_xla.trace_program"),
+    command: Sequence[str] = ("-m", "bioscan_xla.planning.trace"),
     **more: Any,
 ) -> bytes:
     """The program of a job for a batch of (rows, tokens, segments), traced in its own process.

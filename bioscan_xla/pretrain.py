@@ -21,16 +21,16 @@ from transformers import (
     TrainingArguments,
 )
 
-from .batches import FIRST_POSITION
-from .command_line import parse
+from .cli import parse
+from .encode.packing import FIRST_POSITION
 from .errors import BioscanError, InputError
-from .inputs import expand_inputs
-from .records import read_chunks
+from .reads.inputs import expand_inputs
+from .reads.records import read_chunks
+from .reads.sources import ReadOptions, metadata_schema
+from .reads.tokens import load_tokenizer, tokenize
 from .sample import write_model
-from .sources import ReadOptions, metadata_schema
-from .tokens import load_tokenizer, tokenize
-from .training_config import PretrainConfig
-from .training_data import Augmentation
+from .training.data import Augmentation
+from .training.options import PretrainConfig
 
 log = logging.getLogger("bioscan_xla.pretrain")
 

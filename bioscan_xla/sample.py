@@ -17,8 +17,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .taxonomy import RANKS
-from .tokens import CLS_ID, MASK_ID, PAD_ID, VOCABULARY, save_tokenizer
+from .reads.taxonomy import RANKS
+from .reads.tokens import CLS_ID, MASK_ID, PAD_ID, VOCABULARY, save_tokenizer
 
 if TYPE_CHECKING:
     from transformers import EsmConfig

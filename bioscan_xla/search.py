@@ -14,12 +14,12 @@ from collections.abc import Iterable, Sequence
 
 import dnaio
 
-from .embedding_function import load_as
+from .encode.inference import embed_text
 from .errors import BioscanError, InputError
-from .inference import embed_text
-from .inputs import format_of
-from .store import open_table, read_fingerprint, search_vectors
-from .taxonomy import RANKS
+from .reads.inputs import format_of
+from .reads.taxonomy import RANKS
+from .table.embedding_function import load_as
+from .table.store import open_table, read_fingerprint, search_vectors
 
 _SHOWN = ("query", "distance", "sequence_id", "phylum", "order", "family", "species", "depth")
 

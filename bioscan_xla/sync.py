@@ -18,9 +18,9 @@ from typing import Any
 from tqdm import tqdm
 
 from .errors import BioscanError, SyncError
-from .inputs import UNFINISHED
-from .mirror import foreign_tables, is_manifest
-from .transfer import Engine, local_folder, open_engine
+from .reads.inputs import UNFINISHED
+from .table.mirror import foreign_tables, is_manifest
+from .transfer.engine import Engine, local_folder, open_engine
 
 log = logging.getLogger("bioscan_xla.sync")
 

@@ -13,8 +13,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
 
+from bioscan_xla.reads.tokens import load_tokenizer
 from bioscan_xla.sample import simulate, write_model, write_sample
-from bioscan_xla.tokens import load_tokenizer
 
 ROOT = Path(__file__).parents[1]
 

@@ -8,7 +8,7 @@ import logging
 import sys
 
 from bioscan_xla.embed import run_embedding_pipeline
-from bioscan_xla.store import Store
+from bioscan_xla.table.store import Store
 
 
 def main():

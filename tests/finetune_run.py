@@ -13,13 +13,14 @@ import signal
 import sys
 
 from bioscan_xla.finetune import choose_backend
-from bioscan_xla.training_config import FinetuneConfig
+from bioscan_xla.training.options import FinetuneConfig
 
 
 def main():
     config = FinetuneConfig(**json.loads(sys.argv[1]))
     choose_backend(config.device)
-    from bioscan_xla import train, training_loop
+    from bioscan_xla.training import loop as training_loop
+    from bioscan_xla.training import run as train
 
     if host := os.environ.get("HOST"):
         import torch_xla.runtime as xr

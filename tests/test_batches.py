@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bioscan_xla.batches import (
+from bioscan_xla.encode.packing import (
     FIRST_POSITION,
     Packer,
     Totals,
@@ -15,7 +15,7 @@ from bioscan_xla.batches import (
     cut_windows,
     layout,
 )
-from bioscan_xla.tokens import CLS_ID, PAD_ID, tokenize
+from bioscan_xla.reads.tokens import CLS_ID, PAD_ID, tokenize
 
 lengths = st.lists(st.integers(0, 2500), min_size=1, max_size=40)
 

@@ -5,15 +5,15 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from bioscan_xla.classifier import TaxonomyClassifier, initial_log_priors, load_classifier
-from bioscan_xla.encoder import load_model
+from bioscan_xla.encode.encoder import load_model
+from bioscan_xla.encode.runtime import open_device
 from bioscan_xla.errors import ModelError
-from bioscan_xla.evaluation import predict
-from bioscan_xla.labels import learn_labels
-from bioscan_xla.lora import attach_adapter, count_parameters
-from bioscan_xla.runtime import open_device
-from bioscan_xla.taxonomy import RANKS
-from bioscan_xla.tokens import load_tokenizer
+from bioscan_xla.reads.labels import learn_labels
+from bioscan_xla.reads.taxonomy import RANKS
+from bioscan_xla.reads.tokens import load_tokenizer
+from bioscan_xla.training.classifier import TaxonomyClassifier, initial_log_priors, load_classifier
+from bioscan_xla.training.evaluation import predict
+from bioscan_xla.training.lora import attach_adapter, count_parameters
 
 
 @pytest.fixture(scope="module")

@@ -4,10 +4,10 @@ import dataclasses
 
 import pytest
 
-from bioscan_xla.command_line import parse
-from bioscan_xla.config import EmbedConfig
+from bioscan_xla.cli import parse
 from bioscan_xla.errors import ConfigError
-from bioscan_xla.training_config import FinetuneConfig
+from bioscan_xla.options import EmbedConfig
+from bioscan_xla.training.options import FinetuneConfig
 
 from .conftest import ROOT
 

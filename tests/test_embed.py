@@ -17,12 +17,12 @@ import pyarrow.parquet as pq
 import pytest
 
 import bioscan_xla
-from bioscan_xla import progress
 from bioscan_xla.embed import main, run_embedding_pipeline
+from bioscan_xla.embedding import progress
 from bioscan_xla.errors import ConfigError, InputError, TableError
 from bioscan_xla.sample import write_sample
 from bioscan_xla.search import main as search_main
-from bioscan_xla.store import Store, open_table
+from bioscan_xla.table.store import Store, open_table
 
 from .conftest import cosine
 
@@ -75,9 +75,9 @@ def test_vectors_and_metadata_arrive(sample, tmp_path, options, model_folder):
 
 
 def test_stored_vectors_are_those_of_each_sequence(sample, tmp_path, options):
-    from bioscan_xla.encoder import load_encoder
-    from bioscan_xla.inference import embed_text
-    from bioscan_xla.runtime import open_device
+    from bioscan_xla.encode.encoder import load_encoder
+    from bioscan_xla.encode.inference import embed_text
+    from bioscan_xla.encode.runtime import open_device
 
     run_embedding_pipeline(sample, str(tmp_path / "db"), vector_dtype="float32", **options)
     rows = open_table(str(tmp_path / "db")).to_arrow()

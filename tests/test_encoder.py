@@ -12,10 +12,10 @@ from safetensors.torch import load_file, save_file
 from transformers import EsmForMaskedLM, EsmModel
 
 from bioscan_xla.embed import run_embedding_pipeline
-from bioscan_xla.encoder import adapter_base, load_encoder
+from bioscan_xla.encode.encoder import adapter_base, load_encoder
+from bioscan_xla.encode.inference import embed_sequences, embed_text
+from bioscan_xla.encode.runtime import open_device
 from bioscan_xla.errors import ConfigError, ModelError, TableError
-from bioscan_xla.inference import embed_sequences, embed_text
-from bioscan_xla.runtime import open_device
 
 from .conftest import cosine, hugging_face_states
 

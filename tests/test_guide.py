@@ -18,9 +18,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from bioscan_xla.command_line import parse
-from bioscan_xla.config import EmbedConfig
-from bioscan_xla.training_config import FinetuneConfig
+from bioscan_xla.cli import parse
+from bioscan_xla.options import EmbedConfig
+from bioscan_xla.training.options import FinetuneConfig
 
 from .conftest import ROOT, run_python
 

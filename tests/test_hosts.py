@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from bioscan_xla import hosts
+from bioscan_xla.encode import hosts
+from bioscan_xla.encode.runtime import open_device
 from bioscan_xla.errors import ConfigError, DeviceError
-from bioscan_xla.runtime import open_device
 
 from .conftest import ROOT, small_run
 from .test_train import difference

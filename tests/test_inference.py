@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from bioscan_xla.batches import Totals
-from bioscan_xla.encoder import load_encoder
-from bioscan_xla.inference import embed_sequences, prepare, run_jobs
-from bioscan_xla.runtime import open_device
+from bioscan_xla.encode.encoder import load_encoder
+from bioscan_xla.encode.inference import embed_sequences, prepare, run_jobs
+from bioscan_xla.encode.packing import Totals
+from bioscan_xla.encode.runtime import open_device
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,9 @@ import time
 import pytest
 import yaml
 
-from bioscan_xla.command_line import parse
-from bioscan_xla.config import EmbedConfig
-from bioscan_xla.training_config import FinetuneConfig
+from bioscan_xla.cli import parse
+from bioscan_xla.options import EmbedConfig
+from bioscan_xla.training.options import FinetuneConfig
 
 from .conftest import ROOT
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from bioscan_xla.loss import RANK_WEIGHTS, rank_disagreement, rank_loss
+from bioscan_xla.training.loss import RANK_WEIGHTS, rank_disagreement, rank_loss
 
 
 def _by_hand(logits, labels, weights=RANK_WEIGHTS):

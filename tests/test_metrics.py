@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from bioscan_xla.labels import learn_labels
-from bioscan_xla.metrics import (
+from bioscan_xla.reads.labels import learn_labels
+from bioscan_xla.training.metrics import (
     accuracy,
     calibration_error,
     evaluate,

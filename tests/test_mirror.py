@@ -4,10 +4,10 @@ import shutil
 
 import pytest
 
-from bioscan_xla import mirror
 from bioscan_xla.errors import TableError
-from bioscan_xla.mirror import check_mirror, copy_database, foreign_tables, restore
-from bioscan_xla.store import open_table
+from bioscan_xla.table import mirror
+from bioscan_xla.table.mirror import check_mirror, copy_database, foreign_tables, restore
+from bioscan_xla.table.store import open_table
 
 from .test_store import fill, make
 

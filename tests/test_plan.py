@@ -6,9 +6,15 @@ import json
 import pytest
 
 from bioscan_xla import plan
-from bioscan_xla.config import EmbedConfig
 from bioscan_xla.errors import ConfigError, DeviceError, InputError
-from bioscan_xla.tpu_compiler import GIB, Compiled, compile_for, find_collectives, find_topology
+from bioscan_xla.options import EmbedConfig
+from bioscan_xla.planning.compiler import (
+    GIB,
+    Compiled,
+    compile_for,
+    find_collectives,
+    find_topology,
+)
 
 needs_compiler = pytest.mark.skipif(
     not all(importlib.util.find_spec(name) for name in ("libtpu", "jax", "torch_xla")),

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from bioscan_xla.pooling import POOLINGS, pool
+from bioscan_xla.encode.pooling import POOLINGS, pool
 
 # Two rows of six tokens; row 0 holds segments of 3 and 2 tokens and a filler, row 1 one of 4.
 SEGMENTS = torch.tensor([[0, 0, 0, 1, 1, -1], [0, 0, 0, 0, -1, -1]])

@@ -16,9 +16,9 @@ import pytest
 
 from bioscan_xla.embed import run_embedding_pipeline
 from bioscan_xla.errors import ConfigError, ModelError, TableError
+from bioscan_xla.reads.sources import ReadOptions, metadata_schema
 from bioscan_xla.sample import write_sample
-from bioscan_xla.sources import ReadOptions, metadata_schema
-from bioscan_xla.store import (
+from bioscan_xla.table.store import (
     FINGERPRINT_KEY,
     Store,
     make_rows,

@@ -9,8 +9,8 @@ import shlex
 
 import pytest
 
-from bioscan_xla.labels import LabelSpace
-from bioscan_xla.taxonomy import RANKS
+from bioscan_xla.reads.labels import LabelSpace
+from bioscan_xla.reads.taxonomy import RANKS
 
 from .conftest import ROOT, run_python
 

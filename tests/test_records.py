@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bioscan_xla.errors import InputError
-from bioscan_xla.inputs import expand_inputs
-from bioscan_xla.records import clean_sequences, read_chunks
-from bioscan_xla.sources import ReadOptions, metadata_schema
+from bioscan_xla.reads.inputs import expand_inputs
+from bioscan_xla.reads.records import clean_sequences, read_chunks
+from bioscan_xla.reads.sources import ReadOptions, metadata_schema
 
 GOOD = "ACGTTGCATG" * 5
 

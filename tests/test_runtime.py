@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+from bioscan_xla.encode.runtime import _has_tpu_chip, open_device, shard_parameters
 from bioscan_xla.errors import ConfigError, DeviceError
-from bioscan_xla.runtime import _has_tpu_chip, open_device, shard_parameters
 
 from .conftest import ROOT, cosine, run_python
 
@@ -92,7 +92,7 @@ def test_a_host_of_several_is_refused():
     """Such a slice is not to be had here, so only what torch_xla says of it is imitated."""
     code = (
         "import torch_xla.runtime as xr; xr.process_count = lambda: 4;"
-        "from bioscan_xla.runtime import open_device; open_device('xla')"
+        "from bioscan_xla.encode.runtime import open_device; open_device('xla')"
     )
     result = run_python("-c", code, env=EIGHT_DEVICES, check=False, cwd=ROOT)
     assert "DeviceError: this host is one of 4 of a TPU slice" in result.stderr
@@ -105,7 +105,7 @@ def test_opened_again_after_computing(tmp_path):
     """A notebook embeds, trains and searches in one process; the compile cache is set only once."""
     code = (
         "import os\n"
-        "from bioscan_xla.runtime import fetch, launch, open_device, put\n"
+        "from bioscan_xla.encode.runtime import fetch, launch, open_device, put\n"
         "import numpy as np\n"
         "for _ in range(2):\n"
         "    os.environ.pop('PJRT_DEVICE', None)\n"  # named, the CPU would have no cache

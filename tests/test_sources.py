@@ -8,8 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from bioscan_xla.errors import ConfigError, InputError
-from bioscan_xla.inputs import UNFINISHED, expand_inputs
-from bioscan_xla.sources import ReadOptions, count_rows, metadata_schema
+from bioscan_xla.reads.inputs import UNFINISHED, expand_inputs
+from bioscan_xla.reads.sources import ReadOptions, count_rows, metadata_schema
 
 from .test_records import GOOD, kept, read, write
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from bioscan_xla.splits import groups_of_kin, split_rows
+from bioscan_xla.training.splits import groups_of_kin, split_rows
 
 
 @pytest.fixture

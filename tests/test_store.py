@@ -6,9 +6,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from bioscan_xla.errors import TableError
-from bioscan_xla.records import Rejection
-from bioscan_xla.sources import ReadOptions, metadata_schema
-from bioscan_xla.store import (
+from bioscan_xla.reads.records import Rejection
+from bioscan_xla.reads.sources import ReadOptions, metadata_schema
+from bioscan_xla.table.store import (
     Store,
     make_rows,
     open_table,
@@ -160,7 +160,7 @@ def test_search_is_exact_and_filters_return_all_rows(tmp_path):
 
 
 def test_finish_indexes_and_search_stays_right(tmp_path, monkeypatch):
-    import bioscan_xla.store as module
+    import bioscan_xla.table.store as module
 
     monkeypatch.setattr(module, "_INDEX_ROWS", 500)
     monkeypatch.setattr(module, "_EXACT_ROWS", 0)  # take the index

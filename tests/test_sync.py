@@ -18,10 +18,10 @@ import pyarrow as pa
 import pytest
 
 from bioscan_xla import sync as command
-from bioscan_xla import transfer
 from bioscan_xla.errors import InputError, SyncError
-from bioscan_xla.inputs import UNFINISHED, expand_inputs
+from bioscan_xla.reads.inputs import UNFINISHED, expand_inputs
 from bioscan_xla.sync import sync
+from bioscan_xla.transfer import engine as transfer
 
 RCLONE = shutil.which("rclone")
 needs_rclone = pytest.mark.skipif(RCLONE is None, reason="rclone is not installed")

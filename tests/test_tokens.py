@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bioscan_xla.tokens import CLS_ID, VOCABULARY, load_tokenizer, save_tokenizer, tokenize
+from bioscan_xla.reads.tokens import CLS_ID, VOCABULARY, load_tokenizer, save_tokenizer, tokenize
 
 PUBLISHED = Path(__file__).parents[2] / "shared" / "nt_v1_tokenizer"
 

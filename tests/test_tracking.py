@@ -2,7 +2,7 @@
 
 import logging
 
-from bioscan_xla.tracking import Tracker
+from bioscan_xla.embedding.tracking import Tracker
 
 
 def test_offline_run_is_written_without_the_key(offline_wandb, monkeypatch, caplog):

@@ -17,14 +17,14 @@ import yaml
 from safetensors.torch import load_file
 
 import bioscan_xla
-from bioscan_xla import training_loop
 from bioscan_xla.embed import run_embedding_pipeline
 from bioscan_xla.errors import ConfigError, InputError
 from bioscan_xla.finetune import run_finetuning_pipeline
-from bioscan_xla.taxonomy import RANKS
-from bioscan_xla.tokens import load_tokenizer
-from bioscan_xla.train import finetune, prepare_data
-from bioscan_xla.training_config import FinetuneConfig
+from bioscan_xla.reads.taxonomy import RANKS
+from bioscan_xla.reads.tokens import load_tokenizer
+from bioscan_xla.training import loop as training_loop
+from bioscan_xla.training.options import FinetuneConfig
+from bioscan_xla.training.run import finetune, prepare_data
 
 from .conftest import ROOT, metrics_lines, run_python
 
@@ -117,8 +117,8 @@ def test_loaded_classifier_on_hugging_face_input_equals_training(options):
     with torch.inference_mode():
         logits = classifier(inputs["input_ids"], attention_mask=inputs["attention_mask"])
     assert [len(values) for values in logits] == [5] * 7
-    from bioscan_xla.evaluation import predict
-    from bioscan_xla.runtime import open_device
+    from bioscan_xla.encode.runtime import open_device
+    from bioscan_xla.training.evaluation import predict
 
     wanted, _ = predict(classifier, open_device("cpu", "float32"), sequences, 1000)
     for values, probabilities in zip(logits, wanted, strict=True):
@@ -299,9 +299,9 @@ def test_merged_weights_and_upload(options, monkeypatch):
     assert (upload["repo_id"], upload["folder_path"]) == ("lab/model", options["output"])
     assert "checkpoints/**" in upload["ignore_patterns"]
 
-    from bioscan_xla.encoder import load_encoder
-    from bioscan_xla.inference import embed_sequences
-    from bioscan_xla.runtime import open_device
+    from bioscan_xla.encode.encoder import load_encoder
+    from bioscan_xla.encode.inference import embed_sequences
+    from bioscan_xla.encode.runtime import open_device
 
     device = open_device("cpu", "float32")
     merged = load_encoder(f"{options['output']}/merged", device=device)

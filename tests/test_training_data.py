@@ -5,10 +5,10 @@ import itertools
 import numpy as np
 import pytest
 
-from bioscan_xla.batches import PAD_ID
+from bioscan_xla.encode.packing import PAD_ID
 from bioscan_xla.errors import InputError
-from bioscan_xla.tokens import tokenize
-from bioscan_xla.training_data import (
+from bioscan_xla.reads.tokens import tokenize
+from bioscan_xla.training.data import (
     Augmentation,
     Examples,
     make_batch,

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bioscan_xla import training_loop
 from bioscan_xla.errors import ConfigError
-from bioscan_xla.train import finetune
-from bioscan_xla.training_config import FinetuneConfig
+from bioscan_xla.training import loop as training_loop
+from bioscan_xla.training.options import FinetuneConfig
+from bioscan_xla.training.run import finetune
 
 from .conftest import metrics_lines
 
@@ -43,7 +43,9 @@ def test_evaluation_between_epochs_and_early_stopping(options, tmp_path, monkeyp
         FinetuneConfig(monitor="accuracy/species")
 
     # Two evaluations that are no better than the first, and it ends.
-    monkeypatch.setattr("bioscan_xla.train.evaluate", lambda *_: {"hierarchical_distance": 1.0})
+    monkeypatch.setattr(
+        "bioscan_xla.training.run.evaluate", lambda *_: {"hierarchical_distance": 1.0}
+    )
     stopped = more | {"patience": 2, "output": str(tmp_path / "stopped")}
     result = finetune(FinetuneConfig(**options | stopped))
     assert result["num_epochs"] == 1

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from bioscan_xla import runtime
-from bioscan_xla.batches import Totals
-from bioscan_xla.encoder import load_encoder
-from bioscan_xla.inference import prepare, run_jobs
+from bioscan_xla.encode import runtime
+from bioscan_xla.encode.encoder import load_encoder
+from bioscan_xla.encode.inference import prepare, run_jobs
+from bioscan_xla.encode.packing import Totals
 
 
 def main():

@@ -20,13 +20,13 @@ import pyarrow.parquet as pq
 import torch
 from transformers import AutoModel, AutoTokenizer, pipeline
 
-from bioscan_xla.batches import Totals
 from bioscan_xla.embed import run_embedding_pipeline
-from bioscan_xla.encoder import load_encoder
-from bioscan_xla.inference import prepare, run_jobs
-from bioscan_xla.runtime import open_device, peak_flops
+from bioscan_xla.encode.encoder import load_encoder
+from bioscan_xla.encode.inference import prepare, run_jobs
+from bioscan_xla.encode.packing import Totals
+from bioscan_xla.encode.runtime import open_device, peak_flops
 from bioscan_xla.sample import write_model
-from bioscan_xla.store import open_table
+from bioscan_xla.table.store import open_table
 
 MODELS = {
     "mini": {"hidden": 512, "layers": 12, "heads": 8},

@@ -17,13 +17,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from bioscan_xla import inference
-from bioscan_xla.batches import layout
-from bioscan_xla.pipeline import run
-from bioscan_xla.records import read_chunks
-from bioscan_xla.runtime import open_device
-from bioscan_xla.sources import ReadOptions, metadata_schema
-from bioscan_xla.store import Store, table_schema
+from bioscan_xla.embedding.pipeline import run
+from bioscan_xla.encode import inference
+from bioscan_xla.encode.packing import layout
+from bioscan_xla.encode.runtime import open_device
+from bioscan_xla.reads.records import read_chunks
+from bioscan_xla.reads.sources import ReadOptions, metadata_schema
+from bioscan_xla.table.store import Store, table_schema
 
 FINGERPRINT = dict.fromkeys(("model", "revision", "adapter", "pooling", "dtype"), "none") | {
     "layer": "-1",

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from bioscan_xla.finetune import choose_backend
 from bioscan_xla.sample import write_model, write_sample
-from bioscan_xla.training_config import FinetuneConfig
+from bioscan_xla.training.options import FinetuneConfig
 
 GENUS = 5
 PLAIN = {"reverse_complement": 0.0, "frame_shift": False}
@@ -49,10 +49,10 @@ def main():
     parser.add_argument("--epochs", type=int, default=12)
     options = parser.parse_args()
     choose_backend("cpu")
-    from bioscan_xla.evaluation import predict
     from bioscan_xla.finetune import finetune
-    from bioscan_xla.metrics import accuracy, evaluate
-    from bioscan_xla.train import prepare_data
+    from bioscan_xla.training.evaluation import predict
+    from bioscan_xla.training.metrics import accuracy, evaluate
+    from bioscan_xla.training.run import prepare_data
 
     forms = ("as is", "shifted", "strand", "third")
     print(
@@ -81,8 +81,8 @@ def main():
                 **PLAIN | changed,
             )
             finetune(config)
-            from bioscan_xla.classifier import load_classifier
-            from bioscan_xla.runtime import open_device
+            from bioscan_xla.encode.runtime import open_device
+            from bioscan_xla.training.classifier import load_classifier
 
             device = open_device("cpu", "float32")
             classifier = load_classifier(config.output, device)

@@ -20,10 +20,10 @@ os.environ.setdefault("RAY_worker_niceness", "0")  # 15 otherwise: behind all el
 import ray
 from host_path import write_random
 
-from bioscan_xla import cluster
 from bioscan_xla.embed import run_embedding_pipeline
+from bioscan_xla.embedding import cluster
 from bioscan_xla.sample import write_model
-from bioscan_xla.store import Store
+from bioscan_xla.table.store import Store
 
 
 def measure(source, model, db, workers, chunk_rows, dtype):

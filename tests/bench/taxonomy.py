@@ -21,7 +21,7 @@ import torch
 
 from bioscan_xla.finetune import finetune
 from bioscan_xla.sample import write_model
-from bioscan_xla.training_config import FinetuneConfig
+from bioscan_xla.training.options import FinetuneConfig
 
 RANKS = ("phylum", "class", "order", "family", "genus", "species")
 
@@ -115,9 +115,9 @@ def main():
         )
     )
 
-    from bioscan_xla.classifier import load_classifier
-    from bioscan_xla.evaluation import predict
-    from bioscan_xla.runtime import open_device
+    from bioscan_xla.encode.runtime import open_device
+    from bioscan_xla.training.classifier import load_classifier
+    from bioscan_xla.training.evaluation import predict
 
     device = open_device("cpu", "float32")
     classifier = load_classifier(work / "classifier", device)
@@ -147,7 +147,7 @@ def main():
 
 
 def _clean(table):
-    from bioscan_xla.records import clean_sequences
+    from bioscan_xla.reads.records import clean_sequences
 
     return clean_sequences(table["dna_sequence"].to_pylist())[0]
 

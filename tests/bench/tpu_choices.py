@@ -10,10 +10,10 @@ arithmetic and memory allow. Nothing is computed and no speed is measured. Needs
 import argparse
 import sys
 
-from bioscan_xla.batches import layout
+from bioscan_xla.encode.packing import layout
 from bioscan_xla.plan import trace
+from bioscan_xla.planning.compiler import GIB, compile_for, find_topology
 from bioscan_xla.sample import esm_config
-from bioscan_xla.tpu_compiler import GIB, compile_for, find_topology
 
 SEQUENCE_TOKENS = 112
 
@@ -27,7 +27,7 @@ def use_flash_attention():
     from torch_xla.experimental import custom_kernel
     from transformers import AttentionInterface
 
-    from bioscan_xla import attention
+    from bioscan_xla.encode import attention
 
     def trace_for_tpu(kernel, *given, static_argnums=None, static_argnames=None, **more):
         # As torch_xla's own, which lowers for the device that is there.
@@ -106,7 +106,7 @@ def main():
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--trace-flash"]:
-        from bioscan_xla import trace_program
+        from bioscan_xla.planning import trace as trace_program
 
         use_flash_attention()
         sys.argv = sys.argv[1:]

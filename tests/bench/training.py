@@ -18,14 +18,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from bioscan_xla.classifier import TaxonomyClassifier
 from bioscan_xla.finetune import finetune
-from bioscan_xla.lora import attach_adapter
-from bioscan_xla.loss import rank_loss
+from bioscan_xla.reads.taxonomy import RANKS
+from bioscan_xla.reads.tokens import load_tokenizer
 from bioscan_xla.sample import write_model
-from bioscan_xla.taxonomy import RANKS
-from bioscan_xla.tokens import load_tokenizer
-from bioscan_xla.training_config import FinetuneConfig
+from bioscan_xla.training.classifier import TaxonomyClassifier
+from bioscan_xla.training.lora import attach_adapter
+from bioscan_xla.training.loss import rank_loss
+from bioscan_xla.training.options import FinetuneConfig
 
 BATCH = 16
 
@@ -61,7 +61,7 @@ def _config(folder, output, **more):
 
 def train_ours(folder, output):
     """Seconds of the epoch."""
-    from bioscan_xla import training_loop
+    from bioscan_xla.training import loop as training_loop
 
     seconds = []
     run_epoch = training_loop.Loop.run_epoch
@@ -103,7 +103,7 @@ def train_theirs(folder):
     """Seconds of the epoch, by the Trainer's own clock, batches grouped by length."""
     from transformers import Trainer, TrainingArguments
 
-    from bioscan_xla.train import prepare_data
+    from bioscan_xla.training.run import prepare_data
 
     data = prepare_data(_config(folder, "unused"))
     tokenizer = load_tokenizer()

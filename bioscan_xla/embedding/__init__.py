@@ -1,0 +1,1 @@
+"""The road from records to committed rows."""

@@ -1,0 +1,344 @@
+"""The road from records to committed rows: reader, device and writer side by side.
+
+Enters: an encoder, a store and chunks of records. Leaves: rows in the table, and what happened.
+Guaranteed: queues are bounded, rows are committed in whole appends only, and whatever ends the
+run (a broken file, a signal, a full disk) all vectors computed until then are committed first
+where the table can still be written.
+"""
+
+import functools
+import logging
+import queue
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+import numpy as np
+import pyarrow as pa
+
+from ..encode.encoder import Encoder
+from ..encode.inference import Totals, prepare, run_jobs
+from ..errors import InputError
+from ..reads.records import Chunk, Rejection
+from ..table.store import Store, make_rows, storable
+
+log = logging.getLogger(__name__)
+
+_QUEUED_CHUNKS = 2  # between reader and device, and between device and writer
+_POLL_SECONDS = 0.2
+_NORM_SAMPLE = 512
+
+T = TypeVar("T")
+
+
+@dataclass
+class Outcome:
+    """What a run did.
+
+    Attributes:
+        rows_read: records looked at, rejected ones included.
+        embedded: rows committed.
+        rejected: records set aside, by reason in short.
+        cleaned: records changed, by cleaning rule.
+        totals: what was computed.
+        norms: Euclidean norms of some of the last vectors.
+        last_commit: when rows were last committed (`time.time()`), None before.
+    """
+
+    rows_read: int = 0
+    embedded: int = 0
+    rejected: Counter[str] = field(default_factory=Counter)
+    cleaned: Counter[str] = field(default_factory=Counter)
+    totals: Totals = field(default_factory=Totals)
+    norms: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
+    last_commit: float | None = None
+
+    @property
+    def num_rejected(self) -> int:
+        """Records set aside."""
+        return self.rejected.total()
+
+    def count(self, chunk: Chunk, norms: np.ndarray) -> None:
+        """Count a chunk that is done; `norms` as from `sample_norms`."""
+        self.rows_read += chunk.num_rows
+        self.cleaned.update(chunk.cleaned)
+        self.rejected.update(_short(item.reason) for item in chunk.rejected)
+        self.norms = np.concatenate([self.norms, norms])[-_NORM_SAMPLE:]
+
+
+@dataclass(frozen=True)
+class Part(Generic[T]):
+    """What a chunk leaves: rows to commit (tables or fragments), how many, and what is rejected."""
+
+    rows: list[T]
+    num_rows: int
+    rejected: tuple[Rejection, ...]
+
+
+def run(
+    encoder: Encoder,
+    store: Store,
+    chunks: Iterator[Chunk],
+    *,
+    commit_rows: int,
+    commit_seconds: float,
+    max_sequences: int | None = None,
+    max_errors: int | None = None,
+    stop: threading.Event | None = None,
+    on_progress: Callable[[Outcome], None] = lambda _: None,
+    on_commit: Callable[[], None] = lambda: None,
+) -> Outcome:
+    """Embed chunks into the store.
+
+    Args:
+        encoder: the loaded model.
+        store: the open table.
+        chunks: from the reader.
+        commit_rows: commit when so many rows wait.
+        commit_seconds: commit at least so often.
+        max_sequences: stop after so many sequences.
+        max_errors: stop when more records than this were set aside.
+        stop: set it from outside to finish early, with a commit.
+        on_progress: called after each chunk.
+        on_commit: called after each commit, on the writer's thread.
+
+    Raises:
+        InputError: a file breaks off, or more than `max_errors` records were set aside; all that
+            came before is committed.
+        TableError: rows could not be written.
+    """
+    stop = stop or threading.Event()
+    outcome = Outcome()
+    jobs = (
+        prepare(number, chunk, chunk.sequences, encoder.max_tokens, encoder.overlap_tokens)
+        for number, chunk in enumerate(limited(chunks, max_sequences, max_errors))
+    )
+    reader = Reader(jobs, stop)
+    writer = Writer(store, store.append, outcome, commit_rows, commit_seconds, on_commit)
+    schema = store.table.schema
+    try:
+        results = run_jobs(
+            encoder, reader.items(), outcome.totals, lambda: stop.is_set() or writer.failed
+        )
+        for chunk, vectors, ready in results:
+            outcome.count(chunk, sample_norms(vectors, ready))
+            writer.put(functools.partial(make_part, chunk, vectors, ready, schema))
+            on_progress(outcome)
+    finally:
+        reader.close()
+        writer.close()
+    if reader.error is not None:
+        raise reader.error
+    return outcome
+
+
+def sample_norms(vectors: np.ndarray, ready: np.ndarray) -> np.ndarray:
+    """Euclidean norms of some of a chunk's vectors."""
+    return np.linalg.norm(vectors[ready][:_NORM_SAMPLE], axis=1)
+
+
+def make_part(
+    chunk: Chunk, vectors: np.ndarray, ready: np.ndarray, schema: pa.Schema
+) -> Part[pa.Table]:
+    """Rows of a computed chunk as the table has them, and all that is rejected of it.
+
+    Args:
+        chunk: records.
+        vectors: (kept, hidden) float32.
+        ready: (kept,) False for those that were not computed.
+        schema: of the table.
+    """
+    values, finite = storable(vectors, schema)
+    good = np.flatnonzero(ready & finite)
+    rejected = tuple(
+        Rejection(chunk.source, int(chunk.rows[at]), chunk.ids[at], "its vector is not finite")
+        for at in np.flatnonzero(ready & ~finite)
+    )
+    metadata = chunk.metadata
+    if len(good) < len(ready):
+        metadata, values = metadata.take(pa.array(good)), values[good]
+    rows = make_rows(
+        [chunk.ids[at] for at in good],
+        [chunk.sequences[at] for at in good],
+        metadata,
+        chunk.source,
+        chunk.rows[good],
+        values,
+        schema,
+    )
+    return Part([rows] if len(good) else [], len(good), chunk.rejected + rejected)
+
+
+def limited(
+    chunks: Iterator[Chunk], max_sequences: int | None, max_errors: int | None
+) -> Iterator[Chunk]:
+    """Chunks until there are enough sequences; InputError once too many records were rejected."""
+    left, errors = max_sequences, 0
+    for chunk in chunks:
+        if left is not None and len(chunk.ids) >= left:
+            yield _head(chunk, left)
+            return
+        left = left - len(chunk.ids) if left is not None else None
+        yield chunk
+        errors += len(chunk.rejected)
+        if max_errors is not None and errors > max_errors:
+            last = chunk.rejected[-1]
+            raise InputError(
+                f"{errors} records were set aside, more than max_errors {max_errors}; "
+                f"the last is row {last.row} of {last.source}: {last.reason}. All are in "
+                "rejected.parquet beside the table"
+            )
+
+
+def _short(reason: str) -> str:
+    """A reason without what is particular to its record, to count by."""
+    for part in ("is no nucleotide code", "bp, shorter than", "of it is N", "is outside"):
+        if part in reason:
+            return {"bp, shorter than": "too short", "of it is N": "too many N"}.get(
+                part, f"a value {part}" if part == "is outside" else f"a character {part}"
+            )
+    return reason if len(reason) < 40 else reason[:37] + "..."
+
+
+class Reader(Generic[T]):
+    """Takes items (chunks, prepared jobs) from an iterator ahead of who needs them, on a thread."""
+
+    def __init__(self, items: Iterator[T], stop: threading.Event):
+        self.error: BaseException | None = None
+        self._source, self._stop = items, stop
+        self._queue: queue.Queue[tuple[T] | None] = queue.Queue(_QUEUED_CHUNKS)
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="reader", daemon=True)
+        self._thread.start()
+
+    def items(self) -> Iterator[T]:
+        """Yield items until they end, break off (`error`), or the run is stopped."""
+        while not self._stop.is_set():
+            try:
+                item = self._queue.get(timeout=_POLL_SECONDS)
+            except queue.Empty:
+                continue
+            if item is None:
+                return
+            yield item[0]
+
+    def close(self) -> None:
+        """End the thread."""
+        self._closed.set()
+        self._thread.join()
+
+    def _work(self) -> None:
+        try:
+            for item in self._source:
+                if not self._put((item,)):
+                    return
+        except BaseException as error:  # raised again by who runs, after the commit
+            self.error = error
+        self._put(None)
+
+    def _put(self, item: tuple[T] | None) -> bool:
+        while not self._closed.is_set():
+            try:
+                self._queue.put(item, timeout=_POLL_SECONDS)
+            except queue.Full:
+                continue
+            return True
+        return False
+
+
+def _head(chunk: Chunk, count: int) -> Chunk:
+    """The first `count` kept rows of a chunk and what was rejected among them."""
+    last = int(chunk.rows[count - 1])
+    rejected = tuple(item for item in chunk.rejected if item.row < last)
+    return Chunk(
+        chunk.source,
+        count + len(rejected),
+        chunk.rows[:count],
+        chunk.ids[:count],
+        chunk.sequences[:count],
+        chunk.metadata.slice(0, count),
+        rejected,
+        chunk.cleaned,
+    )
+
+
+class Writer(Generic[T]):
+    """Collects parts and commits them by number of rows and by time, on a thread of its own."""
+
+    def __init__(
+        self,
+        store: Store,
+        append: Callable[[list[T]], None],
+        outcome: Outcome,
+        commit_rows: int,
+        commit_seconds: float,
+        on_commit: Callable[[], None],
+    ):
+        self.error: BaseException | None = None
+        self._store, self._append = store, append
+        self._outcome, self._on_commit = outcome, on_commit
+        self._commit_rows, self._commit_seconds = commit_rows, commit_seconds
+        self._queue: queue.Queue[Callable[[], Part[T]] | None] = queue.Queue(_QUEUED_CHUNKS)
+        self._rows: list[T] = []
+        self._rejections: list[Rejection] = []
+        self._waiting = 0
+        self._thread = threading.Thread(target=self._work, name="writer", daemon=True)
+        self._thread.start()
+
+    @property
+    def failed(self) -> bool:
+        """True once a commit has failed."""
+        return self.error is not None
+
+    def put(self, make: Callable[[], Part[T]]) -> None:
+        """Hand over what makes a part, on this thread; waits while the writer is behind."""
+        self._queue.put(make)
+
+    def close(self) -> None:
+        """Commit what waits and end the thread; raises what went wrong on it."""
+        self._queue.put(None)
+        self._thread.join()
+        if self.error is not None:
+            raise self.error
+
+    def _work(self) -> None:
+        due = time.monotonic() + self._commit_seconds
+        while True:
+            try:
+                make = self._queue.get(timeout=max(0.0, min(due - time.monotonic(), 60.0)))
+                if make is None:
+                    self._guard(self._commit)
+                    return
+                self._guard(self._take, make)
+            except queue.Empty:
+                pass
+            if self._waiting >= self._commit_rows or time.monotonic() >= due:
+                self._guard(self._commit)
+                due = time.monotonic() + self._commit_seconds
+
+    def _guard(self, function: Callable[..., None], *arguments: object) -> None:
+        """After a failure go on emptying the queue, so that nobody waits for ever."""
+        if self.error is None:
+            try:
+                function(*arguments)
+            except BaseException as error:  # raised again by `close`
+                self.error = error
+
+    def _take(self, make: Callable[[], Part[T]]) -> None:
+        part = make()
+        self._rows += part.rows
+        self._rejections += part.rejected
+        self._waiting += part.num_rows
+
+    def _commit(self) -> None:
+        if self._rows:
+            self._append(self._rows)
+            self._outcome.embedded += self._waiting
+            self._outcome.last_commit = time.time()
+            self._rows, self._waiting = [], 0
+        self._store.reject(self._rejections)
+        self._rejections = []
+        self._on_commit()

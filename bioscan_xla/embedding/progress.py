@@ -1,0 +1,72 @@
+"""Where a run is: a progress bar at a terminal, a log line a minute elsewhere, and the tracker."""
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from ..encode.packing import Totals
+from .pipeline import Outcome
+from .tracking import Tracker
+
+log = logging.getLogger(__name__)
+
+_LOG_SECONDS = 60.0
+
+
+class Progress:
+    """Shows the outcome so far; a context manager that ends with the run."""
+
+    def __init__(
+        self,
+        utilisation: Callable[[Totals, float], float | None],
+        tracker: Tracker,
+        total: int | None,
+        already: int,
+    ):
+        self._utilisation, self._tracker = utilisation, tracker
+        self._bar = tqdm(total=total, initial=already, unit="seq", disable=None, smoothing=0.05)
+        self._redirect = logging_redirect_tqdm()
+        self._started = self._logged = time.monotonic()
+        self._shown, self._already = 0, already
+
+    def __enter__(self) -> "Progress":
+        self._redirect.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._redirect.__exit__(*error)
+        self._bar.close()
+
+    def update(self, outcome: Outcome) -> None:
+        """Show where the run is."""
+        self._bar.update(outcome.rows_read - self._shown)
+        self._shown = outcome.rows_read
+        seconds = time.monotonic() - self._started
+        last = (
+            time.strftime("%H:%M:%S", time.localtime(outcome.last_commit))
+            if outcome.last_commit
+            else "none yet"
+        )
+        self._bar.set_postfix_str(f"last commit {last}", refresh=False)
+        rate = outcome.totals.sequences / seconds
+        if self._bar.disable and time.monotonic() - self._logged >= _LOG_SECONDS:
+            self._logged = time.monotonic()
+            total = f" of {self._bar.total}" if self._bar.total else ""
+            at = outcome.rows_read + self._already
+            log.info("%d%s records, %.1f sequences/s, last commit %s", at, total, rate, last)
+        utilisation = self._utilisation(outcome.totals, seconds)
+        figures = {
+            "embed/sequences": outcome.totals.sequences,
+            "embed/sequences_per_second": rate,
+            "embed/useful_tokens_per_second": outcome.totals.useful_tokens / seconds,
+            "embed/useful_token_fraction": outcome.totals.useful_fraction,
+            "embed/padding_fraction": 1 - outcome.totals.useful_fraction,
+            "embed/errors": outcome.num_rejected,
+        }
+        if utilisation is not None:
+            figures["embed/model_flop_utilisation"] = utilisation
+        self._tracker.log(figures, outcome.norms)

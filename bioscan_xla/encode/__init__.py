@@ -1,0 +1,1 @@
+"""Tokens in, vectors out, on any device."""

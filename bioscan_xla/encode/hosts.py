@@ -1,0 +1,97 @@
+"""The hosts of one TPU slice that train together: what they agree on, over gloo.
+
+Every host runs the same program on the same batch, of which each TPU takes its rows, and so holds
+the same weights and figures. Only the first host's folder is kept; the others write what it
+writes into a folder of their own that goes when they end, because a host that leaves out work
+that its neighbours do would leave them waiting. On one host nothing here does anything.
+"""
+
+import contextlib
+import hashlib
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import distributed
+
+from ..errors import ConfigError, DeviceError
+from .runtime import Device
+
+
+def in_any(device: Device, flags: list[bool]) -> list[bool]:
+    """Each flag: whether it is set on any host; all hosts must ask at the same step."""
+    if device.process_count == 1:
+        return flags
+    values = torch.tensor(flags, dtype=torch.uint8)
+    with _all_answer():
+        distributed.all_reduce(values, distributed.ReduceOp.MAX)
+    return values.bool().tolist()
+
+
+def check_same(device: Device, what: str, *parts: str) -> None:
+    """Refuse to train where hosts differ: they would compute one batch of two minds.
+
+    Raises:
+        ConfigError: on every host; names those whose `parts` are not the first host's.
+    """
+    if device.process_count == 1:
+        return
+    digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()
+    found: list[str] = [""] * device.process_count
+    with _all_answer():
+        distributed.all_gather_object(found, digest)
+    if others := [str(host) for host, theirs in enumerate(found) if theirs != found[0]]:
+        raise ConfigError(
+            f"{what}: not the same on host {', '.join(others)} as on host 0; give all hosts of the "
+            "slice the same command and the same files"
+        )
+
+
+@contextlib.contextmanager
+def own_folder(device: Device, folder: str) -> Iterator[str]:
+    """The folder on the first host; on the others one that goes, with the first's checkpoints.
+
+    Only the first host's disk has to outlive the machines: it gives its checkpoints to all.
+    """
+    if device.process_count == 1:
+        yield folder
+        return
+    with contextlib.ExitStack() as stack:
+        own = folder
+        if device.process_index:
+            own = stack.enter_context(tempfile.TemporaryDirectory(prefix="bioscan-"))
+        names = _last_checkpoints(Path(folder)) if not device.process_index else []
+        count = [len(names)]
+        with _all_answer():
+            distributed.broadcast_object_list(count)
+        for number in range(count[0]):
+            sent: list[tuple[str, bytes]] = [("", b"")]
+            if names:
+                sent = [(names[number], Path(folder, names[number]).read_bytes())]
+            with _all_answer():
+                distributed.broadcast_object_list(sent)
+            if device.process_index:
+                target = Path(own, sent[0][0])
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(sent[0][1])
+        yield own
+
+
+@contextlib.contextmanager
+def _all_answer() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        raise DeviceError(
+            "another host of the TPU slice ended or does not answer; its own messages say why. "
+            f"Start all hosts again to go on from the last checkpoint ({error})"
+        ) from error
+
+
+def _last_checkpoints(folder: Path) -> list[str]:
+    """Files of the newest checkpoint and of the best one."""
+    checkpoints = folder / "checkpoints"
+    wanted = [*sorted(checkpoints.glob("step_*"))[-1:], checkpoints / "best"]
+    paths = [path for one in wanted for path in sorted(one.rglob("*")) if path.is_file()]
+    return [str(path.relative_to(folder)) for path in paths]

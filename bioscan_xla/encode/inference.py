@@ -1,0 +1,192 @@
+"""Sequences through the encoder: identical ones once, vectors back in the order they came.
+
+Enters: jobs (lists of sequences). Leaves: each job with its (sequences, hidden) float32 vectors,
+in the order of the jobs. Guaranteed: one vector a sequence, the same whatever its neighbours.
+"""
+
+import itertools
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+import numpy as np
+import torch
+
+from ..errors import InputError
+from ..reads.records import clean_sequences
+from ..reads.tokens import tokenize
+from . import runtime
+from .encoder import Encoder
+from .packing import Batch, Packer, Totals, Window, cut_windows, layout
+
+T = TypeVar("T")
+_IN_FLIGHT = 2  # batches given to the device before the oldest result is asked for
+
+
+@dataclass
+class Job(Generic[T]):
+    """Sequences that belong together, and their vectors while they come in.
+
+    Attributes:
+        item: what the caller knows the job by.
+        inverse: (sequences,) which distinct sequence each is.
+        windows: all windows of the distinct sequences.
+        num_windows: (distinct,) windows of each.
+        missing: (distinct,) windows that are not computed yet.
+        weights: (distinct,) tokens computed so far, of sequences of several windows.
+        num_windowed: sequences that took more than one window.
+        vectors: (distinct, hidden) float32, made when the job starts.
+    """
+
+    item: T
+    inverse: np.ndarray
+    windows: list[Window]
+    num_windows: np.ndarray
+    missing: np.ndarray
+    weights: np.ndarray
+    num_windowed: int
+    vectors: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.float32))
+
+
+def prepare(
+    number: int, item: T, sequences: Sequence[str], max_tokens: int, overlap: int
+) -> Job[T]:
+    """Tokenize the distinct sequences of a job and cut them into windows."""
+    distinct: dict[str, int] = {}
+    inverse = np.fromiter(
+        (distinct.setdefault(sequence, len(distinct)) for sequence in sequences),
+        np.int64,
+        len(sequences),
+    )
+    windows = cut_windows(tokenize(list(distinct)), number, max_tokens, overlap)
+    owners = np.fromiter((window.owner[1] for window in windows), np.int64, len(windows))
+    counts = np.bincount(owners, minlength=len(distinct))
+    weights = np.zeros(len(distinct), np.float32)
+    num_windowed = int((counts > 1)[inverse].sum())
+    return Job(item, inverse, windows, counts, counts.copy(), weights, num_windowed)
+
+
+def run_jobs(
+    encoder: Encoder,
+    jobs: Iterable[Job[T]],
+    totals: Totals,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Iterator[tuple[T, np.ndarray, np.ndarray]]:
+    """Compute jobs on the device.
+
+    Args:
+        encoder: the loaded model.
+        jobs: numbered from 0 in their windows, as `prepare` makes them.
+        totals: is added to.
+        should_stop: asked after every batch; once True, what is on the device is finished and
+            nothing more is begun.
+
+    Yields:
+        (item, vectors, ready) in the order of the jobs: vectors (sequences, hidden) float32, and
+        ready (sequences,) bool, all True unless stopped.
+    """
+    device = encoder.device
+    packer = Packer(layout(device.kind, device.num_devices, encoder.max_tokens))
+    open_jobs: dict[int, Job[T]] = {}
+    in_flight: deque[tuple[Batch, torch.Tensor]] = deque()
+
+    def collect() -> None:
+        batch, result = in_flight.popleft()
+        values = runtime.fetch(result)
+        by_job: dict[int, list[tuple[int, int, Window]]] = {}
+        for place in batch.places:
+            by_job.setdefault(place[2].owner[0], []).append(place)
+        for number, places in by_job.items():
+            _accept(open_jobs[number], places, values, encoder.pooling)
+
+    def finished() -> Iterator[tuple[T, np.ndarray, np.ndarray]]:
+        while open_jobs:
+            first = next(iter(open_jobs))  # a dict keeps the order of insertion
+            if open_jobs[first].missing.any():
+                return
+            yield _result(open_jobs.pop(first), encoder.pooling)
+
+    for number, job in enumerate(itertools.chain(jobs, [None])):
+        if job is None:
+            batches = packer.flush()
+        else:
+            job.vectors = np.zeros((len(job.missing), encoder.hidden), np.float32)
+            open_jobs[number] = job
+            totals.sequences += len(job.inverse)
+            totals.distinct += len(job.missing)
+            totals.windowed += job.num_windowed
+            batches = packer.add(job.windows)
+        for batch in batches:
+            if should_stop():
+                break
+            totals.count(batch)
+            in_flight.append((batch, encoder.encode(batch)))
+            if len(in_flight) >= _IN_FLIGHT:
+                collect()
+            yield from finished()
+        if job is None or should_stop():
+            while in_flight:
+                collect()
+        yield from finished()
+        if should_stop():
+            for begun in open_jobs.values():
+                yield _result(begun, encoder.pooling)
+            return
+
+
+def _accept(
+    job: Job, places: list[tuple[int, int, Window]], values: np.ndarray, pooling: str
+) -> None:
+    """Put the vectors of one job's windows where they belong; values (rows, segments, hidden)."""
+    rows, segments, indices, tokens = (
+        np.fromiter(numbers, np.int64, len(places))
+        for numbers in (
+            (row for row, _, _ in places),
+            (segment for _, segment, _ in places),
+            (window.owner[1] for _, _, window in places),
+            (len(window) for _, _, window in places),
+        )
+    )
+    whole = job.num_windows[indices] == 1
+    job.vectors[indices[whole]] = values[rows[whole], segments[whole]]
+    for at in np.flatnonzero(~whole):
+        vector, index = values[rows[at], segments[at]], indices[at]
+        if pooling != "max":
+            # The token-weighted mean over the windows of a long sequence.
+            job.vectors[index] += tokens[at] * vector
+        elif job.weights[index]:
+            np.maximum(job.vectors[index], vector, out=job.vectors[index])
+        else:
+            job.vectors[index] = vector
+        job.weights[index] += tokens[at]
+    np.subtract.at(job.missing, indices, 1)
+
+
+def _result(job: Job[T], pooling: str) -> tuple[T, np.ndarray, np.ndarray]:
+    ready = job.missing == 0
+    if pooling != "max":
+        several = np.flatnonzero((job.num_windows > 1) & ready)
+        job.vectors[several] /= job.weights[several, None]
+    if len(job.inverse) == len(ready):
+        return job.item, job.vectors, ready  # all distinct, and in order
+    return job.item, job.vectors[job.inverse], ready[job.inverse]
+
+
+def embed_sequences(encoder: Encoder, sequences: Sequence[str]) -> np.ndarray:
+    """Vectors of cleaned sequences, (sequences, hidden) float32, in their order."""
+    job = prepare(0, None, sequences, encoder.max_tokens, encoder.overlap_tokens)
+    ((_, vectors, _),) = run_jobs(encoder, [job], Totals())
+    return vectors
+
+
+def embed_text(encoder: Encoder, texts: Sequence[str]) -> np.ndarray:
+    """Vectors of sequences as people type them: cleaned first, (sequences, hidden) float32.
+
+    Raises:
+        InputError: one cannot be used; the message says which and why.
+    """
+    sequences, complaints, _ = clean_sequences(texts)
+    for number, reason in complaints.items():
+        raise InputError(f"sequence {number + 1} of {len(texts)}: {reason}")
+    return embed_sequences(encoder, sequences)

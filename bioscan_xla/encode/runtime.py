@@ -1,0 +1,335 @@
+"""The device: open it, put arrays on it, fetch results. The only file that imports torch_xla.
+
+Enters: a device name (`auto`, `xla`, `cuda`, `cpu`) and numpy arrays. Leaves: a `Device` record
+and numpy arrays. Guaranteed: XLA runs as one process a host with an SPMD mesh over all devices
+of it, or of the slice; the first axis of what is put is divided over the mesh axis `data`; a fetch
+compiles nothing.
+"""
+
+import atexit
+import ctypes
+import functools
+import importlib.util
+import logging
+import os
+import platform
+import resource
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..errors import ConfigError, DeviceError
+
+log = logging.getLogger(__name__)
+
+_TPU_PCI_DEVICES = ("0x0027", "0x005e", "0x0063", "0x006f", "0x0076")
+"""v2 and v3, v4, v5e, v6e, 7x. Reference: torch_xla/_internal/tpu.py."""
+
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+@dataclass(frozen=True)
+class Device:
+    """An opened device.
+
+    Attributes:
+        kind: `cpu`, `cuda` or `xla`.
+        torch_device: where tensors live.
+        dtype: dtype of the weights and activations.
+        mesh: the SPMD mesh on XLA, else None.
+        num_devices: how many devices the batch is divided over.
+        why: one line that says why this device was taken.
+        process_index: which host of a TPU slice this is.
+        process_count: hosts of the slice that compute together.
+    """
+
+    kind: str
+    torch_device: torch.device
+    dtype: torch.dtype
+    mesh: Any
+    num_devices: int
+    why: str
+    process_index: int = 0
+    process_count: int = 1
+
+    @property
+    def dtype_name(self) -> str:
+        """`bfloat16` or `float32`."""
+        return str(self.dtype).removeprefix("torch.")
+
+
+def _cpu_has_bfloat16() -> bool:
+    """True where the processor multiplies bfloat16 natively (AVX512-BF16, AMX or Arm BF16)."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    return any(word in flags for word in ("avx512_bf16", "amx_bf16", " bf16"))
+
+
+def _has_tpu() -> bool:
+    if importlib.util.find_spec("torch_xla") is None:
+        return False
+    named = os.environ.get("PJRT_DEVICE", "").upper()
+    return named == "TPU" or (not named and _has_tpu_chip())
+
+
+def _has_tpu_chip(devices: Path = Path("/sys/bus/pci/devices")) -> bool:
+    """True where a TPU is attached; v5e and later may show under /dev/vfio only, as others do."""
+    if any(Path("/dev").glob("accel[0-9]*")):
+        return True
+    google = (path.parent for path in devices.glob("*/vendor") if path.read_text() == "0x1ae0\n")
+    return any((chip / "device").read_text().strip() in _TPU_PCI_DEVICES for chip in google)
+
+
+def choose(name: str) -> tuple[str, str]:
+    """Kind of device that a name means here, and why; nothing is opened."""
+    if name not in ("auto", "xla", "cuda", "cpu"):
+        raise ConfigError(f"device {name!r} is unknown; choose auto, xla, cuda or cpu")
+    if name != "auto":
+        return name, "asked for"
+    if _has_tpu():
+        return "xla", "a TPU was found"
+    if torch.cuda.is_available():
+        return "cuda", "no TPU was found, but a CUDA GPU"
+    return "cpu", "neither a TPU nor a CUDA GPU was found"
+
+
+def open_device(
+    name: str = "auto", dtype: str | None = None, *, whole_slice: bool = False
+) -> Device:
+    """Open a device.
+
+    Args:
+        name: `auto` (TPU, then CUDA, then CPU), `xla`, `cuda` or `cpu`.
+        dtype: `bfloat16` or `float32`; None takes bfloat16 on XLA and CUDA, and on a CPU that
+            multiplies it natively.
+        whole_slice: the caller runs the same steps on every host of a TPU slice; the hosts are
+            joined by a gloo process group of torch.distributed.
+
+    Raises:
+        ConfigError: an unknown name or dtype.
+        DeviceError: the device is not usable here; the message says why.
+    """
+    kind, why = choose(name)
+    if dtype is None:
+        dtype = "bfloat16" if kind != "cpu" or _cpu_has_bfloat16() else "float32"
+    if dtype not in DTYPES:
+        raise ConfigError(f"dtype {dtype!r} is unknown; choose bfloat16 or float32")
+    if kind == "xla":
+        device = _open_xla(DTYPES[dtype], why, whole_slice)
+    elif kind == "cuda":
+        if not torch.cuda.is_available():
+            raise DeviceError("no CUDA GPU is usable here; take --device cpu or --device auto")
+        device = Device(kind, torch.device("cuda"), DTYPES[dtype], None, 1, why)
+    else:
+        device = Device(kind, torch.device("cpu"), DTYPES[dtype], None, 1, why)
+    log.info("device %s (%d), %s: %s", device.kind, device.num_devices, dtype, why)
+    return device
+
+
+def _open_xla(dtype: torch.dtype, why: str, whole_slice: bool) -> Device:
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # the compiler warns once a fusion
+    try:
+        import torch_xla
+        import torch_xla.backends
+        import torch_xla.distributed.spmd as xs
+        import torch_xla.runtime as xr
+    except ImportError as error:
+        raise DeviceError(
+            f"torch_xla cannot be imported ({error}); it exists for Linux on x86-64 and pairs with "
+            "the torch of the same version. Take --device cpu or cuda elsewhere"
+        ) from error
+    try:
+        xr.use_spmd()  # must come before anything touches a device
+        is_first = not torch_xla._XLAC._xla_computation_cache_is_initialized()
+        if os.environ.get("PJRT_DEVICE", "").upper() != "CPU" and is_first:
+            # The CPU backend can write this cache but not read it back. It is set once a process.
+            cache = os.environ.get("XLA_CACHE_DIR") or str(Path.home() / ".cache/bioscan_xla/xla")
+            xr.initialize_cache(cache, readonly=False)
+        hosts = xr.process_count()
+        if hosts > 1 and not whole_slice:
+            # Each host would put its own batch where SPMD wants one batch of all: wrong vectors.
+            raise DeviceError(
+                f"this host is one of {hosts} of a TPU slice, and each host embeds "
+                "by itself; take slices of one host (v5e-8: ct5lp-hightpu-8t, 2x4) and share the "
+                "input by --process-index and --process-count, or by --engine ray"
+            )
+        count = xr.global_runtime_device_count()
+        mesh = xs.Mesh(np.arange(count), (count,), ("data",))
+        if dtype == torch.float32:
+            torch_xla.backends.set_mat_mul_precision("highest")  # a TPU multiplies bfloat16 else
+        if hosts > 1 and not torch.distributed.is_initialized():
+            import torch_xla.distributed.xla_backend  # knows xla://
+
+            # Each host may have to download the model before it answers.
+            patience = timedelta(hours=2)
+            torch.distributed.init_process_group("gloo", "xla://", patience)
+            # Its threads would otherwise meet the end of the process, and sometimes abort it.
+            atexit.register(torch.distributed.destroy_process_group)
+        return Device("xla", torch_xla.device(), dtype, mesh, count, why, xr.process_index(), hosts)
+    except DeviceError:
+        raise
+    except RuntimeError as error:
+        raise DeviceError(
+            f"XLA did not start ({error}); is another process holding the TPU? "
+            "PJRT_DEVICE=CPU runs the same programs on this machine's processor"
+        ) from error
+
+
+def keep_large_buffers() -> None:
+    """Ask glibc to keep large freed buffers, so that activations do not fault their pages anew.
+
+    For inference on a CPU, whose batches are all alike; training's are not, and would leave the
+    heap in pieces three times the size.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return
+    libc = ctypes.CDLL(None)
+    m_trim_threshold, m_mmap_threshold = -1, -3  # malloc.h
+    libc.mallopt(m_mmap_threshold, 1 << 30)
+    libc.mallopt(m_trim_threshold, 2 << 30)
+
+
+def enable_gradient_checkpointing(device: Device, module: torch.nn.Module) -> None:
+    """Have a Hugging Face model compute activations again in the backward pass.
+
+    On XLA its own form is optimised away by the compiler; torch_xla's holds.
+    """
+    module.gradient_checkpointing_enable({"use_reentrant": device.kind == "xla"})  # type: ignore[operator]
+    if device.kind == "xla":
+        from torch_xla.utils.checkpoint import checkpoint
+
+        # preserve_rng_state stays on: without it dropout replays differently.
+        part: Any
+        for part in module.modules():
+            if hasattr(part, "_gradient_checkpointing_func"):
+                part._gradient_checkpointing_func = functools.partial(
+                    checkpoint, use_reentrant=True
+                )
+
+
+def shard_parameters(device: Device, module: torch.nn.Module) -> None:
+    """Divide each parameter over the mesh along its first dimension, where that divides evenly."""
+    if device.kind != "xla":
+        raise ConfigError(f"shard_parameters needs an XLA mesh, and the device is {device.kind}")
+    import torch_xla.distributed.spmd as xs
+
+    for parameter in module.parameters():
+        if parameter.ndim > 1 and parameter.shape[0] % device.num_devices == 0:
+            xs.mark_sharding(parameter, device.mesh, ("data", *(None,) * (parameter.ndim - 1)))
+
+
+def put(device: Device, array: np.ndarray) -> torch.Tensor:
+    """Start moving an array to the device; on XLA its first axis is divided over the mesh.
+
+    On a slice of several hosts each gives the whole array, and its own devices take their part.
+    """
+    tensor = torch.from_numpy(array)
+    if device.kind == "cpu":
+        return tensor
+    if device.kind == "cuda":
+        return tensor.pin_memory().to(device.torch_device, non_blocking=True)
+    import torch_xla.distributed.spmd as xs
+
+    tensor = tensor.to(device.torch_device)
+    xs.mark_sharding(tensor, device.mesh, ("data", *(None,) * (tensor.ndim - 1)))
+    return tensor
+
+
+def launch(device: Device, result: torch.Tensor) -> torch.Tensor:
+    """Start computing `result` without waiting for it; end of one step of the program."""
+    if device.kind == "xla":
+        import torch_xla
+        import torch_xla.distributed.spmd as xs
+
+        # Replicated inside the program: fetching a sharded tensor compiles a gather every time.
+        xs.mark_sharding(result, device.mesh, (None,) * result.ndim)
+        torch_xla.sync()
+    return result
+
+
+def traced_program(tensors: Sequence[torch.Tensor]) -> bytes:
+    """The program that would compute these XLA tensors, a serialized HloModuleProto; not begun."""
+    import torch_xla
+
+    return torch_xla._XLAC._get_xla_tensors_hlo_proto(list(tensors))
+
+
+def fetch(result: torch.Tensor) -> np.ndarray:
+    """Wait for a launched result and bring it to the host."""
+    return result.cpu().numpy()
+
+
+_TPU_CORE_PEAK = {
+    "v2": 22.5e12,
+    "v3": 61.5e12,
+    "v4": 275e12,
+    "v5 lite": 197e12,
+    "v5p": 459e12,
+    "v5": 459e12,
+    "v6 lite": 918e12,
+}
+"""bfloat16 FLOP/s of a device, https://cloud.google.com/tpu/docs/system-architecture-tpu-vm"""
+
+
+@functools.cache
+def peak_flops(device: Device) -> float | None:
+    """Peak FLOP/s of all the devices: a TPU's by its data sheet, else a large product's.
+
+    None where it is not known.
+    """
+    if device.kind == "xla":
+        import torch_xla.runtime as xr
+
+        if xr.device_type() != "TPU":
+            return None
+        kind = str(xr.global_runtime_device_attributes()[0].get("device_kind", "")).lower()
+        names = [name for name in _TPU_CORE_PEAK if name in kind]
+        return _TPU_CORE_PEAK[max(names, key=len)] * device.num_devices if names else None
+    size = 2048 if device.kind == "cpu" else 8192
+    # A generator of its own: dropout's must not depend on whether somebody asked.
+    random = torch.Generator(device.torch_device).manual_seed(0)
+    a = torch.randn(size, size, dtype=device.dtype, device=device.torch_device, generator=random)
+    best = float("inf")
+    for _ in range(4):
+        start = time.perf_counter()
+        (a @ a)[0, 0].item()
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best
+
+
+def memory_bytes(device: Device) -> int | None:
+    """Most memory that was in use at once, in bytes; None where the device does not tell.
+
+    On a CPU that is this process's, on CUDA what torch has allocated, on XLA one core's.
+    """
+    if device.kind == "cuda":
+        return torch.cuda.max_memory_allocated()
+    if device.kind == "cpu":
+        kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return kilobytes if platform.system() == "Darwin" else 1024 * kilobytes
+    import torch_xla.core.xla_model as xm
+
+    try:
+        found: dict[str, Any] = dict(xm.get_memory_info(torch.device("xla:0")))
+    except RuntimeError:
+        return None
+    return found.get("peak_bytes_used", found.get("bytes_used"))
+
+
+def counters(device: Device) -> dict[str, int]:
+    """Number of compiled programs and of operations that fell back to the host, so far."""
+    if device.kind != "xla":
+        return {"compiles": 0, "host_fallbacks": 0}
+    import torch_xla.debug.metrics as met
+
+    compiled = met.metric_data("CompileTime")
+    fallbacks = sum(met.counter_value(n) for n in met.counter_names() if n.startswith("aten::"))
+    return {"compiles": compiled[0] if compiled else 0, "host_fallbacks": fallbacks}

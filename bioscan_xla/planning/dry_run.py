@@ -1,0 +1,100 @@
+"""The plan of an embedding run, in words, from a part of its input: what `--dry-run` prints.
+
+Enters: sources and a model's configuration. Leaves: text. Nothing is computed on the device.
+"""
+
+import itertools
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+from transformers import EsmConfig
+
+from ..encode.inference import prepare
+from ..encode.packing import FIRST_POSITION, Packer, Totals, layout
+from ..encode.runtime import Device
+from ..options import EmbedConfig
+from ..reads.records import read_chunks
+from ..reads.sources import ReadOptions, count_rows
+
+_SAMPLE_SEQUENCES = 20_000
+_BAR_CHARACTERS = 40
+
+
+def describe_plan(
+    sources: Sequence[str],
+    reading: ReadOptions,
+    schema: pa.Schema,
+    device: Device,
+    model: EsmConfig,
+    config: EmbedConfig,
+) -> str:
+    """Rows, token histogram, batch shapes, useful fraction, device and memory."""
+    max_tokens = model.max_position_embeddings - FIRST_POSITION
+    packer = Packer(layout(device.kind, device.num_devices, max_tokens))
+    totals = Totals()
+    lengths: list[int] = []
+    reasons: Counter[str] = Counter()
+    chunks = read_chunks(sources, reading, schema)
+    read = 0
+    for number, chunk in enumerate(chunks):
+        job = prepare(number, None, chunk.sequences, max_tokens, config.overlap_tokens)
+        totals.windowed += job.num_windowed
+        read += len(chunk.ids)
+        reasons.update(item.reason for item in chunk.rejected)
+        lengths += [len(window) for window in job.windows]
+        for batch in packer.add(job.windows):
+            totals.count(batch)
+        if read >= _SAMPLE_SEQUENCES:
+            break
+    for batch in packer.flush():
+        totals.count(batch)
+    total = count_rows(sources)
+    weights = _count_parameters(model) * device.dtype.itemsize
+    shapes = Counter(shape for shape in totals.shapes)
+    fixed = layout(device.kind, device.num_devices, max_tokens)
+    lines = [
+        f"input: {len(sources)} file(s), "
+        + (f"{total:,} records" if total is not None else "records not counted yet"),
+        f"looked at: {read:,} usable, {reasons.total():,} to be set aside",
+        f"device: {device.kind} x {device.num_devices}, {device.dtype_name} ({device.why})",
+        f"model: {config.model}, {model.num_hidden_layers} layers, hidden {model.hidden_size}; "
+        f"weights {weights / 2**30:.2f} GiB"
+        + (" on every device" if device.num_devices > 1 and not config.shard_parameters else ""),
+        f"tokens a window (at most {max_tokens}); {totals.windowed:,} sequences need several",
+        *_histogram(lengths),
+        (
+            f"batches: rows of {' or '.join(map(str, fixed.row_tokens))} tokens, "
+            f"{len(shapes)} program(s) to compile"
+            if fixed.is_static
+            else f"batches: one row of up to {fixed.row_tokens[0]} tokens, no padding"
+        ),
+        f"useful tokens: {100 * totals.useful_fraction:.1f} %",
+    ]
+    if total is not None:
+        width = 2 if config.vector_dtype == "float16" else 4
+        lines.append(f"table: about {total * model.hidden_size * width / 2**30:.2f} GiB of vectors")
+    return "\n".join(lines)
+
+
+def _histogram(lengths: list[int]) -> list[str]:
+    if not lengths:
+        return ["  no usable sequence in what was looked at"]
+    edges = [0, 32, 64, 128, 192, 256, 384, 512, 768, 1 << 30]
+    counts, _ = np.histogram(lengths, edges)
+    most = counts.max()
+    return [
+        f"  {f'{low + 1} to {high}' if high < 1 << 30 else f'over {low}':>12}  "
+        f"{count:>8,}  {'#' * int(np.ceil(_BAR_CHARACTERS * count / most))}"
+        for (low, high), count in zip(itertools.pairwise(edges), counts.tolist(), strict=True)
+        if count
+    ]
+
+
+def _count_parameters(model: EsmConfig) -> int:
+    import torch
+    from transformers import EsmModel
+
+    with torch.device("meta"):
+        return sum(p.numel() for p in EsmModel(model, add_pooling_layer=False).parameters())

@@ -1,0 +1,219 @@
+"""Lineages to class numbers: the label space that a classifier learns.
+
+Enters: lineages as people write them. Leaves: a `LabelSpace` and, for any lineage, one class
+number a rank, -1 where it is unknown. Guaranteed: a class is a name with its ancestors, so that a
+homonym is two classes; the order is stable; what is too rare at one rank still counts above it.
+"""
+
+import json
+import re
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import InputError
+from .taxonomy import RANKS, Lineage
+
+UNKNOWN = -1
+"""Class number of a rank that is not known."""
+
+_NO_NAME = re.compile(
+    r"^(na|n/a|nan|none|null|-|\?|unknown|unassigned|undetermined|unspecified)$"
+    r"|\b(unclassified|uncultured|unidentified|unknown|metagenome|environmental|incertae)\b"
+    r"|(^|\s)(sp|spp|cf|aff|nr)(\.|\s|$)"
+    r"|\d",
+    re.IGNORECASE,
+)
+
+
+def known_name(text: str | None) -> str | None:
+    """A taxon's name, or None where the text names no taxon.
+
+    None are: null and empty; `NA`, `none`, `unknown`, `unassigned`, `-` and the like; names that
+    hold `unclassified`, `uncultured`, `unidentified`, `environmental`, `metagenome` or `incertae`;
+    open nomenclature (`sp.`, `spp.`, `cf.`, `aff.`, `nr.`); and numbered names (any digit).
+    Underscores count as spaces, and a rank prefix such as `g__` is taken off.
+    """
+    if text is None:
+        return None
+    text = re.sub(r"^[dkpcofgs]__", "", text.strip()).replace("_", " ").strip()
+    return None if not text or _NO_NAME.search(text) else " ".join(text.split())
+
+
+def known_lineage(names: Sequence[str | None]) -> Lineage:
+    """`known_name` at each of the seven ranks."""
+    return tuple(known_name(name) for name in names)
+
+
+def _compatible(a: Lineage, b: Lineage) -> bool:
+    return all(x is None or y is None or x == y for x, y in zip(a, b, strict=True))
+
+
+@dataclass(frozen=True)
+class Conflict:
+    """One name with several sets of ancestors: a homonym, or contradicting lineages.
+
+    Attributes:
+        rank: of the name.
+        name: the taxon.
+        ancestors: the lineages above it.
+        rows: which of the lineages given to `learn_labels` hold it.
+    """
+
+    rank: str
+    name: str
+    ancestors: tuple[Lineage, ...]
+    rows: tuple[int, ...]
+
+    def __str__(self) -> str:
+        """One line for a log."""
+        return f"{self.rank} {self.name!r} lies in {' | '.join(self.ways)}"
+
+    @property
+    def ways(self) -> list[str]:
+        """Each set of ancestors in words, highest rank first."""
+        return [";".join(name or "?" for name in chain) for chain in self.ancestors]
+
+
+@dataclass(frozen=True)
+class LabelSpace:
+    """The classes of each rank.
+
+    Attributes:
+        lineages: for each rank, highest first, its classes as lineages down to that rank.
+        counts: for each rank, sequences of each class.
+    """
+
+    lineages: tuple[tuple[Lineage, ...], ...]
+    counts: tuple[tuple[int, ...], ...]
+
+    @property
+    def num_classes(self) -> tuple[int, ...]:
+        """Classes of each rank."""
+        return tuple(len(classes) for classes in self.lineages)
+
+    def names(self, rank: int) -> list[str]:
+        """Names of the classes of a rank."""
+        return [lineage[-1] or "" for lineage in self.lineages[rank]]
+
+    def parents(self, rank: int) -> np.ndarray:
+        """For each class of a rank its class one rank above, -1 where that is not known."""
+        if rank == 0:
+            return np.full(len(self.lineages[0]), UNKNOWN)
+        above = {lineage: number for number, lineage in enumerate(self.lineages[rank - 1])}
+        return np.array(
+            [above.get(lineage[:-1], UNKNOWN) for lineage in self.lineages[rank]], np.int64
+        )
+
+    def encode(self, lineages: Sequence[Sequence[str | None]]) -> np.ndarray:
+        """Class numbers, (lineages, 7) int64, -1 where unknown or not in the space."""
+        index: dict[tuple[int, str], list[tuple[int, Lineage]]] = defaultdict(list)
+        for rank, classes in enumerate(self.lineages):
+            for number, chain in enumerate(classes):
+                index[rank, chain[-1] or ""].append((number, chain))
+        seen: dict[Lineage, list[int]] = {}
+        result = np.full((len(lineages), len(RANKS)), UNKNOWN, np.int64)
+        for row, raw in enumerate(lineages):
+            lineage = known_lineage(raw)
+            if lineage not in seen:
+                numbers = [UNKNOWN] * len(RANKS)
+                for rank, name in enumerate(lineage):
+                    fitting = [
+                        number
+                        for number, chain in index.get((rank, name or ""), ())
+                        if name and _compatible(chain[:-1], lineage[:rank])
+                    ]
+                    if len(fitting) == 1:  # several: the name alone does not tell which
+                        numbers[rank] = fitting[0]
+                seen[lineage] = numbers
+            result[row] = seen[lineage]
+        return result
+
+    def save(self, path: str | Path) -> None:
+        """Write as JSON."""
+        ranks = [
+            [
+                {"lineage": list(lineage), "count": count}
+                for lineage, count in zip(*pair, strict=True)
+            ]
+            for pair in zip(self.lineages, self.counts, strict=True)
+        ]
+        text = json.dumps(dict(zip(RANKS, ranks, strict=True)), indent=1)
+        Path(path).write_text(text + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path) -> "LabelSpace":
+        """Read what `save` wrote; InputError if it is something else."""
+        try:
+            ranks = json.loads(Path(path).read_text(encoding="utf-8"))
+            lineages = tuple(tuple(tuple(c["lineage"]) for c in ranks[rank]) for rank in RANKS)
+            counts = tuple(tuple(int(c["count"]) for c in ranks[rank]) for rank in RANKS)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{path}: holds no label space ({error})") from error
+        return cls(lineages, counts)
+
+
+def learn_labels(
+    lineages: Sequence[Sequence[str | None]], min_sequences: int = 1
+) -> tuple[LabelSpace, list[Conflict]]:
+    """Learn the classes from lineages.
+
+    Args:
+        lineages: seven names each, highest rank first.
+        min_sequences: a class with fewer becomes unknown at its rank.
+
+    Returns:
+        The label space, classes sorted by lineage, and the names with conflicting ancestors.
+    """
+    counts = Counter(known_lineage(raw) for raw in lineages)
+    rows: dict[Lineage, list[int]] = defaultdict(list)
+    for row, raw in enumerate(lineages):
+        rows[known_lineage(raw)].append(row)
+    kept: list[tuple[Lineage, ...]] = []
+    sizes: list[tuple[int, ...]] = []
+    conflicts = []
+    for rank, rank_name in enumerate(RANKS):
+        chains: dict[str, Counter[Lineage]] = defaultdict(Counter)
+        for lineage, count in counts.items():
+            if (name := lineage[rank]) is not None:
+                chains[name][lineage[:rank]] += count
+        classes: Counter[Lineage] = Counter()
+        for name, found in chains.items():
+            merged = _merge(found)
+            classes.update({(*chain, name): count for chain, count in merged.items()})
+            if len(merged) > 1:
+                places = [row for lineage in rows if lineage[rank] == name for row in rows[lineage]]
+                conflicts.append(
+                    Conflict(
+                        rank_name, name, tuple(sorted(merged, key=_sortable)), tuple(sorted(places))
+                    )
+                )
+        enough = [chain for chain, count in classes.items() if count >= min_sequences]
+        enough.sort(key=_sortable)
+        kept.append(tuple(enough))
+        sizes.append(tuple(classes[chain] for chain in enough))
+    return LabelSpace(tuple(kept), tuple(sizes)), conflicts
+
+
+def _sortable(lineage: Lineage) -> tuple[str, ...]:
+    return tuple(name or "" for name in lineage)
+
+
+def _merge(chains: Counter[Lineage]) -> Counter[Lineage]:
+    """Join chains of ancestors that differ only where one does not know; counts add up."""
+    merged: Counter[Lineage] = Counter()
+    # Those that know most first; of these the most frequent, then by name, so that it is stable.
+    order = sorted(chains, key=lambda c: (-sum(map(bool, c)), -chains[c], _sortable(c)))
+    for chain in order:
+        fitting = [other for other in merged if _compatible(chain, other)]
+        if not fitting:
+            merged[chain] = chains[chain]
+            continue
+        best = max(fitting, key=lambda other: (merged[other], _sortable(other)))
+        joined = tuple(a or b for a, b in zip(best, chain, strict=True))
+        count = merged.pop(best) + chains[chain]
+        merged[joined] += count
+    return merged

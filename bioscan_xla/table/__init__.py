@@ -1,0 +1,1 @@
+"""The LanceDB table: vectors and records in, rows and neighbours out."""

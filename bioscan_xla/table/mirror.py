@@ -1,0 +1,202 @@
+"""A copy of a local database on a folder that cannot hold a live one, such as a mounted Drive.
+
+Lance commits need hard links, which such mounts refuse; finished files can be copied there.
+Guaranteed: the copy is readable at every moment, because a table's manifests (`_versions`), which
+name its files, are copied after the files they name and deleted before them.
+"""
+
+import logging
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable, Collection, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+from ..errors import TableError
+from ..reads.inputs import UNFINISHED
+
+log = logging.getLogger(__name__)
+
+_EVERY_SECONDS = 1800.0
+
+
+def copy_database(source: str | Path, destination: str | Path) -> int:
+    """Bring `destination` up to `source`; files already there are not copied again.
+
+    Returns:
+        Number of files copied.
+    """
+    source, destination = Path(source), Path(destination)
+    # Listed first: all that these manifests name exists already.
+    manifests = _files(source, manifests=True)
+    others = _files(source, manifests=False)
+    copied = 0
+    for name in [*others, *manifests]:
+        copied += _copy_file(source / name, destination / name)
+    kept = {*manifests, *others}
+    for stale in (True, False):
+        for name in _files(destination, manifests=stale):
+            ours = name.parts[0].endswith(".lance") and (source / name.parts[0]).is_dir()
+            if ours and name not in kept and not (source / name).exists():
+                (destination / name).unlink(missing_ok=True)
+    return copied
+
+
+def newest_versions(names: Iterable[str]) -> dict[str, int]:
+    """Newest version of each table among these files, told by the names of its manifests."""
+    newest: dict[str, int] = {}
+    for name in names:
+        if found := re.fullmatch(r"(.*?)/?_versions/(\d+)\.manifest", name):
+            table, digits = found.groups()
+            # Lance counts down from 2^64 - 1 (20 digits), so that the newest is listed first.
+            version = 2**64 - 1 - int(digits) if len(digits) == 20 else int(digits)
+            newest[table] = max(version, newest.get(table, 0))
+    return newest
+
+
+def foreign_tables(
+    ours: Collection[str], there: Collection[str], is_same: Callable[[str], bool]
+) -> dict[str, str]:
+    """Tables there that are no earlier state of ours, each with what tells it.
+
+    Manifests put beside those of another table would take its place without a word.
+
+    Args:
+        ours: names of the files at the source.
+        there: names of the files at the destination.
+        is_same: whether a file of that name is the same at both.
+    """
+    found = {}
+    newest = newest_versions(ours)
+    for table, version in newest_versions(there).items():
+        if table not in newest:
+            continue
+        shared = [name for name in there if name in ours and _table_of(name) == table]
+        manifests = {newest_versions([n]).get(table, 0): n for n in shared}
+        last = manifests.pop(0, None)
+        if version > newest[table]:
+            found[table] = f"is at version {version} there and at {newest[table]} in the source"
+        elif manifests and not is_same(manifests[max(manifests)]):
+            found[table] = f"has another version {max(manifests)} there than in the source"
+        elif not manifests and last is None:
+            found[table] = "has no file there that it has in the source"
+    return found
+
+
+def _table_of(name: str) -> str | None:
+    """The folder of the table that a file belongs to; None for files of no table."""
+    match = re.fullmatch(r"(.*?)/?(_versions/\d+\.manifest|data/.*|_transactions/.*)", name)
+    return match.group(1) if match else None
+
+
+def is_manifest(path: Path) -> bool:
+    """True for the files of a table that name its other files."""
+    return "_versions" in path.parts
+
+
+def _files(folder: Path, manifests: bool) -> list[Path]:
+    return sorted(
+        path.relative_to(folder)
+        for path in folder.rglob("*")
+        if path.is_file() and not path.name.endswith(UNFINISHED) and is_manifest(path) == manifests
+    )
+
+
+def _copy_file(source: Path, destination: Path) -> bool:
+    try:
+        size = source.stat().st_size
+    except FileNotFoundError:
+        return False  # compacted away meanwhile; the next copy has what replaced it
+    # Lance never rewrites a file; the lists of rejected records grow.
+    is_changing = not any(part.endswith(".lance") for part in destination.parts)
+    if not is_changing and destination.exists() and destination.stat().st_size == size:
+        return False
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    part = destination.with_name(destination.name + UNFINISHED)
+    shutil.copyfile(source, part)
+    os.replace(part, destination)
+    return True
+
+
+def restore(mirror: str | Path, database: str | Path, table: str) -> bool:
+    """Copy the mirror back where the local table is gone; True if that was done."""
+    there = Path(mirror) / f"{table}.lance" / "_versions"
+    here = Path(database) / f"{table}.lance" / "_versions"
+    if (here.is_dir() and any(here.iterdir())) or not (there.is_dir() and any(there.iterdir())):
+        return False
+    log.info("restoring %s from its mirror %s", database, mirror)
+    try:
+        copy_database(mirror, database)
+    except OSError as error:
+        raise TableError(
+            f"{mirror}: the mirror could not be copied back to {database} ({error}); check both "
+            "paths and the free space"
+        ) from error
+    return True
+
+
+def check_mirror(database: str | Path, mirror: str | Path) -> None:
+    """Refuse a mirror whose drive is not there, or that holds other tables than earlier ones.
+
+    Raises:
+        TableError: what is wrong, and the remedy.
+    """
+    mirror = Path(mirror)
+    if not mirror.parent.is_dir():
+        raise TableError(
+            f"{mirror}: {mirror.parent} does not exist; is the drive mounted? Else make that "
+            "folder first"
+        )
+    ours, there = (
+        {path.as_posix() for kind in (True, False) for path in _files(Path(folder), kind)}
+        for folder in (database, mirror)
+    )
+    foreign = foreign_tables(
+        ours,
+        there,
+        lambda name: Path(database, name).read_bytes() == (mirror / name).read_bytes(),
+    )
+    for table, why in foreign.items():
+        raise TableError(
+            f"{mirror}: the table {table.removesuffix('.lance')!r} {why} {database}: the mirror "
+            "may hold more, or another table. Move the local table away to go on from the mirror, "
+            "or name another folder"
+        )
+
+
+class Mirror:
+    """Copies a database beside the run, at most every half hour; failures are only warned of."""
+
+    def __init__(self, database: str, destination: str):
+        """Take a local database and the folder that gets its copy."""
+        self.database, self.destination = database, destination
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="mirror")
+        self._last = time.monotonic()
+        self._running: Future[None] | None = None
+
+    def after_commit(self) -> None:
+        """Start a copy if the last is half an hour old and finished."""
+        if time.monotonic() - self._last < _EVERY_SECONDS:
+            return
+        if self._running is None or self._running.done():
+            self._last = time.monotonic()
+            self._running = self._worker.submit(self._copy)
+
+    def finish(self) -> None:
+        """Copy once more and wait for it."""
+        self._worker.submit(self._copy)
+        self._worker.shutdown(wait=True)
+
+    def _copy(self) -> None:
+        try:
+            copied = copy_database(self.database, self.destination)
+            log.info("mirror %s: %d files copied", self.destination, copied)
+        except OSError as error:
+            log.warning(
+                "mirror %s: the copy failed (%s); is the folder mounted, is there space? The "
+                "local table is not affected",
+                self.destination,
+                error,
+            )

@@ -1,0 +1,1 @@
+"""Labelled records in, an adapter and taxonomy heads out."""

@@ -1,0 +1,259 @@
+"""Labelled sequences to training batches.
+
+Enters: labelled files. Leaves: `Examples`, and for every step a `TrainingBatch`. Guaranteed: what
+step n holds is a function of the seed, the epoch and n alone, the same in every process and after
+every resume; shapes are those of a few buckets.
+"""
+
+import csv
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..encode.packing import Batch, Window, fill_rows
+from ..errors import InputError
+from ..reads.inputs import expand_inputs
+from ..reads.labels import UNKNOWN
+from ..reads.records import read_chunks
+from ..reads.sources import ReadOptions, metadata_schema
+from ..reads.taxonomy import RANKS, Lineage, split_ranked
+from ..reads.tokens import tokenize
+
+log = logging.getLogger(__name__)
+
+_MOST_WIDTHS = 6  # each is a program to compile: minutes for 2.5B
+_WIDTH_STEP = 32  # tokens
+_SHORTEST_CROP_BP = 100
+_NO_EXAMPLE = -1
+_COMPLEMENT = str.maketrans("ACGT", "TGCA")
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Labelled sequences: ids, cleaned sequences, and seven names each."""
+
+    ids: list[str]
+    sequences: list[str]
+    lineages: list[Lineage]
+
+    def __len__(self) -> int:
+        """Return how many there are."""
+        return len(self.ids)
+
+    def select(self, rows: Sequence[int] | np.ndarray) -> "Examples":
+        """Those of these rows."""
+        return Examples(
+            [self.ids[row] for row in rows],
+            [self.sequences[row] for row in rows],
+            [self.lineages[row] for row in rows],
+        )
+
+
+def read_examples(
+    inputs: Sequence[str], reading: ReadOptions, taxonomy: str | None = None
+) -> Examples:
+    """Read labelled sequences; unusable records are counted in the log.
+
+    Args:
+        inputs: files, globs, folders, URLs.
+        reading: column names and limits.
+        taxonomy: a QIIME 2 taxonomy TSV, joined by id; it wins over the file's own ranks.
+
+    Raises:
+        InputError: a file cannot be read, or nothing in it can be used.
+    """
+    sources = expand_inputs(inputs)
+    schema = metadata_schema(sources, reading)
+    ids: list[str] = []
+    sequences: list[str] = []
+    lineages: list[Lineage] = []
+    reasons: Counter[str] = Counter()
+    for chunk in read_chunks(sources, reading, schema):
+        ids += chunk.ids
+        sequences += chunk.sequences
+        columns = [chunk.metadata[rank].to_pylist() for rank in RANKS]
+        lineages += list(zip(*columns, strict=True))
+        reasons.update(item.reason for item in chunk.rejected)
+    if reasons:
+        log.warning("%d records left out: %s", reasons.total(), dict(reasons.most_common(5)))
+    if taxonomy:
+        by_id = read_taxonomy(taxonomy)
+        lineages = [by_id.get(name, lineage) for name, lineage in zip(ids, lineages, strict=True)]
+    if not any(any(lineage) for lineage in lineages):
+        raise InputError(
+            f"{sources[0]}: no sequence has a name at any rank; name the columns with --columns, "
+            "read them from headers with --header-taxonomy, or join a TSV with --taxonomy"
+        )
+    return Examples(ids, sequences, lineages)
+
+
+def read_taxonomy(path: str) -> dict[str, Lineage]:
+    """Read a QIIME 2 taxonomy TSV: `Feature ID`, `Taxon` such as `k__Animalia; p__Annelida`.
+
+    Reference: https://docs.qiime2.org/2024.10/tutorials/importing (HeaderlessTSVTaxonomyFormat too)
+
+    Raises:
+        InputError: no such file, or a line without a tab.
+    """
+    result: dict[str, Lineage] = {}
+    try:
+        with Path(path).open(newline="", encoding="utf-8") as file:
+            for number, fields in enumerate(csv.reader(file, delimiter="\t"), 1):
+                if not fields or fields[0] in ("Feature ID", "#q2:types"):
+                    continue
+                if len(fields) < 2:
+                    raise InputError(f"{path}: line {number} has no tab; needed are id and taxon")
+                result[fields[0]] = split_ranked(fields[1])
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read ({error})") from error
+    return result
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How training sequences are varied; see `FinetuneConfig`."""
+
+    reverse_complement: float = 0.5
+    frame_shift: bool = True
+    crop: float = 0.0
+
+    def apply(self, sequence: str, rng: np.random.Generator) -> str:
+        """A variant of a sequence."""
+        if rng.random() < self.reverse_complement:
+            sequence = sequence.translate(_COMPLEMENT)[::-1]
+        if rng.random() < self.crop and len(sequence) > _SHORTEST_CROP_BP:
+            length = int(rng.integers(_SHORTEST_CROP_BP, len(sequence)))
+            start = int(rng.integers(0, len(sequence) - length + 1))
+            sequence = sequence[start : start + length]
+        if self.frame_shift:
+            shift = int(rng.integers(0, 6))
+            if len(sequence) > _SHORTEST_CROP_BP:
+                sequence = sequence[shift:]
+        return sequence
+
+
+@dataclass(frozen=True)
+class TrainingBatch:
+    """A process's part of a batch.
+
+    Attributes:
+        batch: packed rows.
+        labels: (rows * num_segments, 7) int64, -1 where unknown or filler.
+        known: (7,) rows known at each rank in the whole batch, all processes together.
+        num_sequences: in the whole batch.
+    """
+
+    batch: Batch
+    labels: np.ndarray
+    known: np.ndarray
+    num_sequences: int
+
+
+def row_widths(num_tokens: np.ndarray, max_tokens: int) -> list[int]:
+    """The few row widths that waste the fewest tokens on these lengths, ascending.
+
+    At most 6, multiples of 32, by dynamic programming over the histogram of lengths (the
+    one-dimensional segmentation of Bellman 1961, https://doi.org/10.1145/366573.366611).
+
+    Args:
+        num_tokens: (examples,) tokens of each, at least one.
+        max_tokens: the model's limit; longer ones count as that.
+    """
+    steps = -(-np.minimum(num_tokens, max_tokens) // _WIDTH_STEP)
+    below = np.concatenate([[0], np.cumsum(np.bincount(steps)[1:])])  # examples up to a width
+    last = len(below) - 1
+    # cost[k, w]: tokens computed for all examples up to width w with k widths, w the largest.
+    cost = np.full((_MOST_WIDTHS + 1, last + 1), np.inf)
+    cost[0, 0] = 0
+    before = np.zeros(cost.shape, np.int64)
+    for k in range(1, _MOST_WIDTHS + 1):
+        for w in range(1, last + 1):
+            options = cost[k - 1, :w] + w * (below[w] - below[:w])
+            before[k, w] = options.argmin()
+            cost[k, w] = options.min()
+    k, w = int(cost[:, last].argmin()), last
+    widths = []
+    while w:
+        widths.append(w * _WIDTH_STEP)
+        k, w = k - 1, int(before[k, w])
+    return widths[::-1]
+
+
+def plan_epoch(
+    num_tokens: np.ndarray, max_tokens: int, batch_size: int, seed: int, epoch: int
+) -> list[tuple[int, np.ndarray]]:
+    """The batches of an epoch: row width, and which examples; each example once.
+
+    Examples of like length share a batch, so that rows of a few static widths hold little filler.
+
+    Args:
+        num_tokens: (examples,) tokens of each.
+        max_tokens: the model's limit; longer ones are cut to a random window of it.
+        batch_size: examples in a batch; the last of a width may have fewer.
+        seed: of the run.
+        epoch: from 0.
+    """
+    rng = np.random.default_rng([seed, epoch])
+    widths = row_widths(num_tokens, max_tokens)
+    bucket = np.minimum(np.searchsorted(widths, num_tokens), len(widths) - 1)
+    result = []
+    for number, width in enumerate(widths):
+        rows = rng.permutation(np.flatnonzero(bucket == number))
+        result += [
+            (width, rows[first : first + batch_size]) for first in range(0, len(rows), batch_size)
+        ]
+    return [result[at] for at in rng.permutation(len(result))]
+
+
+def make_batch(
+    examples: Examples,
+    labels: np.ndarray,
+    width: int,
+    rows: np.ndarray,
+    *,
+    kind: str,
+    batch_size: int,
+    num_devices: int,
+    max_tokens: int,
+    augmentation: Augmentation,
+    seed: int,
+    epoch: int,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> TrainingBatch:
+    """Make one batch of the plan.
+
+    On XLA there is one sequence a row and filler up to `width` and `batch_size`; elsewhere all
+    sequences lie end to end in one row.
+    """
+    own = rows[process_index::process_count]
+    windows = []
+    for row in own.tolist():
+        # A generator of its own, so that it matters not which process makes the example.
+        rng = np.random.default_rng([seed, epoch, row])
+        sequence = augmentation.apply(examples.sequences[row], rng)
+        tokens = tokenize([sequence]).values[1:]
+        room = min(width, max_tokens) - 1
+        if len(tokens) > room:
+            start = int(rng.integers(0, len(tokens) - room + 1))
+            tokens = tokens[start : start + room]
+        windows.append(Window((0, row), tokens))
+    if kind == "xla":
+        num_rows = -(-batch_size // num_devices) * num_devices
+        batch = fill_rows([[w] for w in windows], num_rows, width, 1, with_runs=False)
+    else:
+        if not windows:  # the batch has fewer sequences than there are processes
+            windows = [Window((0, _NO_EXAMPLE), np.zeros(0, np.int32))]
+        windows.sort(key=len, reverse=True)
+        batch = fill_rows(
+            [windows], 1, sum(map(len, windows)), max(1, len(windows)), with_runs=True
+        )
+    placed = np.full((len(batch.input_ids) * batch.num_segments, len(RANKS)), UNKNOWN, np.int64)
+    for at, segment, window in batch.places:
+        if window.owner[1] != _NO_EXAMPLE:
+            placed[at * batch.num_segments + segment] = labels[window.owner[1]]
+    return TrainingBatch(batch, placed, (labels[rows] != UNKNOWN).sum(0), len(rows))

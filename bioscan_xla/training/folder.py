@@ -1,0 +1,132 @@
+"""The folder that fine-tuning leaves: adapter, heads, labels, config, metrics, report."""
+
+import copy
+import csv
+import dataclasses
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from safetensors.torch import save_file
+
+from ..reads.labels import LabelSpace
+from ..reads.tokens import save_tokenizer
+from .checkpoint import trainable_state
+from .classifier import TaxonomyClassifier
+from .options import FinetuneConfig
+from .report import draw_confusion, draw_curves, draw_vectors, write_card, write_confusions
+
+log = logging.getLogger(__name__)
+
+
+class History:
+    """`metrics.jsonl`: one line an evaluation."""
+
+    def __init__(self, path: Path):
+        """Take the file, whether it exists or not."""
+        self.path = path
+
+    def lines(self) -> list[dict[str, Any]]:
+        """All lines."""
+        if not self.path.is_file():
+            return []
+        return [json.loads(line) for line in self.path.read_text().splitlines()]
+
+    def add(self, line: Mapping[str, Any]) -> None:
+        """Add a line."""
+        self.keep_until(line["updates"] - 1)
+        with self.path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def keep_until(self, updates: int) -> None:
+        """Drop lines of a later update: a resumed run writes them again."""
+        lines = self.lines()
+        kept = [line for line in lines if line["updates"] <= updates]
+        if len(kept) < len(lines):
+            self.path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+
+
+def write_tables(
+    folder: Path,
+    split: Sequence[tuple[str, str]],
+    conflicts: Sequence[tuple[str, str, str, str]],
+) -> None:
+    """Write which sequence is in which part, and those with conflicting lineages, if any."""
+    tables: dict[str, tuple[tuple[str, ...], Sequence[tuple[str, ...]]]] = {
+        "split": (("sequence_id", "part"), split)
+    }
+    if conflicts:
+        tables["conflicts"] = (("rank", "name", "sequence_id", "lineage"), conflicts)
+    for name, (header, rows) in tables.items():
+        with (folder / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(header)
+            writer.writerows(rows)
+
+
+def write_model_folder(
+    config: FinetuneConfig,
+    classifier: TaxonomyClassifier,
+    space: LabelSpace,
+    result: Mapping[str, Any],
+    facts: Mapping[str, Any],
+    history: Sequence[Mapping[str, Any]],
+    evaluated: tuple[Sequence[np.ndarray], np.ndarray, np.ndarray],
+) -> None:
+    """Write everything; `adapter/` is plain PEFT, the rest is safetensors, JSON, YAML and PNG."""
+    folder = Path(config.output)
+    state = trainable_state(classifier)
+    adapter = {
+        name.removeprefix("encoder."): value
+        for name, value in state.items()
+        if name.startswith("encoder.")
+    }
+    classifier.encoder.save_pretrained(folder / "adapter", state_dict=adapter)  # type: ignore[operator]
+    (folder / "adapter" / "README.md").unlink(missing_ok=True)  # PEFT's empty form; ours is above
+    heads = {
+        name.removeprefix("heads."): value
+        for name, value in state.items()
+        if name.startswith("heads.")
+    }
+    save_file(heads, folder / "heads.safetensors", {"format": "pt"})
+    space.save(folder / "labels.json")
+    (folder / "config.yaml").write_text(yaml.safe_dump(dataclasses.asdict(config), sort_keys=False))
+    (folder / "metrics.json").write_text(json.dumps(result, indent=1) + "\n")
+    write_card(folder, config, space, result["evaluation"], facts)
+    draw_curves(folder / "curves.png", history)
+    if config.save_merged:
+        # A copy: merging changes the layers that the classifier goes on using.
+        merged = copy.deepcopy(classifier.encoder).cpu().merge_and_unload()  # type: ignore[operator]
+        merged.save_pretrained(folder / "merged")
+        save_tokenizer(folder / "merged")
+    probabilities, truth, vectors = evaluated
+    if len(truth):
+        predicted = np.stack(
+            [p.argmax(1) if p.shape[1] else np.full(len(p), -1) for p in probabilities], 1
+        )
+        write_confusions(folder / "confusions.csv", predicted, truth, space)
+        draw_confusion(folder / "confusion.png", predicted, truth, space)
+        draw_vectors(folder / "vectors.png", vectors, truth[:, 1], space.names(1))
+
+
+def push_to_hub(folder: str, repository: str) -> None:
+    """Upload a model folder without its checkpoints; a failure is only warned of.
+
+    The token comes from the environment (HF_TOKEN).
+    """
+    from huggingface_hub import HfApi
+
+    try:
+        api = HfApi()
+        api.create_repo(repository, exist_ok=True)
+        api.upload_folder(
+            folder_path=folder, repo_id=repository, ignore_patterns=["checkpoints/**", "wandb/**"]
+        )
+    except (OSError, ValueError) as error:
+        log.warning(
+            "%s could not be uploaded to %s (%s); it is whole here", folder, repository, error
+        )

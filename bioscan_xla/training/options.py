@@ -1,0 +1,274 @@
+"""Options of fine-tuning and pre-training; `command_line` makes them from flags."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import ConfigError
+from ..options import check_choices, check_least
+from ..reads.taxonomy import RANKS
+
+WHOLE_MONITORS = ("mean_accuracy", "hierarchical_distance", "inconsistent")
+MONITORS = ("accuracy", "macro_f1", "top3", "calibration_error")
+"""Figures of all ranks together, and of one."""
+
+LOWER_IS_BETTER = ("hierarchical_distance", "inconsistent", "calibration_error")
+
+
+def _check_monitor(name: str) -> None:
+    """Refuse what is no figure of an evaluation."""
+    rank, _, figure = name.rpartition("/")
+    good = figure in MONITORS if rank in RANKS else name in WHOLE_MONITORS
+    if not good:
+        raise ConfigError(
+            f"monitor {name!r} is unknown; choose {', '.join(WHOLE_MONITORS)}, or a rank and one "
+            f"of {', '.join(MONITORS)}, as in species/accuracy"
+        )
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """Fine-tune a LoRA adapter and seven taxonomy heads on labelled sequences.
+
+    Run it again with the same options to resume from the last checkpoint.
+    """
+
+    train: list[str] | str = ()  # type: ignore[assignment]
+    """Labelled sequences: Parquet, FASTA or FASTQ; files, a glob, a folder or a URL."""
+
+    eval: list[str] | str = ()  # type: ignore[assignment]
+    """Labelled sequences to evaluate on; by default a part of the training ones."""
+
+    output: str = "model"
+    """Folder for the model, its checkpoints and its report."""
+
+    model: str = "InstaDeepAI/nucleotide-transformer-2.5b-multi-species"
+    """Hugging Face id or local folder of the base model."""
+
+    revision: str | None = None
+    """Commit of the model on the hub; by default the newest."""
+
+    device: str = "auto"
+    """auto (TPU, then GPU, then CPU), xla, cuda or cpu."""
+
+    dtype: str | None = None
+    """bfloat16 or float32, of the frozen base; the adapter and the heads are float32."""
+
+    columns: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Column names of the file, where they differ: {dna_sequence: seq, genus: Genus}."""
+
+    header_taxonomy: str | None = None
+    """Read the lineage from FASTA headers: sintax or silva."""
+
+    taxonomy: str | None = None
+    """QIIME 2 taxonomy TSV (Feature ID, Taxon), joined by sequence id."""
+
+    min_sequences: int = 2
+    """A class with fewer sequences is unknown at its rank and still counts above it."""
+
+    eval_fraction: float = 0.1
+    """Share of the distinct sequences held out where no eval file is given."""
+
+    identity: float = 1.0
+    """Sequences that are about this alike never lie on both sides; 1 means equal ones only."""
+
+    novel_rank: str | None = None
+    """Hold out whole genera (genus) or families (family) as novel."""
+
+    novel_fraction: float = 0.1
+    """Share of that rank's taxa held out."""
+
+    rank: int = 16
+    """LoRA rank r."""
+
+    alpha: int = 32
+    """LoRA alpha."""
+
+    dropout: float = 0.1
+    """Dropout in the adapter and before each head."""
+
+    targets: list[str] = ("query", "value")  # type: ignore[assignment]
+    """Layers that get an adapter."""
+
+    rank_weights: list[float] = (2.0, 1.8, 1.5, 1.2, 1.0, 0.8, 0.6)  # type: ignore[assignment]
+    """Weight of each rank in the loss, kingdom to species."""
+
+    label_smoothing: float = 0.0
+    """Share of the target spread over all classes."""
+
+    class_balance: float = 0.0
+    """Strength of the logit adjustment by class frequency; 0 is none, 1 is full."""
+
+    consistency: float = 0.0
+    """Weight of a loss term that draws each rank's prediction to its child's."""
+
+    reverse_complement: float = 0.0
+    """Share of training sequences read from the other strand: 0.5 where strands are mixed."""
+
+    frame_shift: bool = True
+    """Drop 0 to 5 leading bases of training sequences: 6-mer tokens change with the frame."""
+
+    crop: float = 0.0
+    """Share of training sequences cut to a random amplicon of 100 bp or more."""
+
+    num_epochs: int = 10
+    """Passes over the training sequences."""
+
+    batch_size: int = 32
+    """Sequences a step, over all processes."""
+
+    accumulate: int = 1
+    """Batches whose gradients are added before an update."""
+
+    learning_rate: float = 2e-4
+    """Peak learning rate."""
+
+    warmup_steps: int = 500
+    """Updates with rising learning rate, at most a tenth of all; then it falls along a cosine."""
+
+    weight_decay: float = 0.01
+    """Decoupled decay of matrices; biases and norms have none."""
+
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this norm."""
+
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass instead of keeping them."""
+
+    seed: int = 0
+    """Of splits, order, augmentation, dropout and initial weights."""
+
+    resume: bool = True
+    """Go on from the last checkpoint in the output folder; false deletes them and begins anew."""
+
+    checkpoint_minutes: float = 30.0
+    """Save at least this often, and after every epoch."""
+
+    keep_checkpoints: int = 2
+    """How many of the last checkpoints stay; the best always does."""
+
+    eval_steps: int | None = None
+    """Evaluate every so many updates, besides after every epoch."""
+
+    monitor: str = "mean_accuracy"
+    """What tells the best model: mean_accuracy, hierarchical_distance, RANK/accuracy, ..."""
+
+    patience: int | None = None
+    """Stop after this many evaluations without a better `monitor`; by default never."""
+
+    save_merged: bool = False
+    """Also save the base with the adapter merged in, in `merged/`."""
+
+    push_to_hub: str | None = None
+    """Hub repository that gets the finished folder (token from HF_TOKEN)."""
+
+    tracker: str = "none"
+    """none, wandb (key from WANDB_API_KEY) or tensorboard."""
+
+    wandb_project: str = "global-bioscan-lora"
+    """Project at Weights & Biases."""
+
+    def __post_init__(self):
+        """Normalise and check what needs no file and no device."""
+        for key in ("train", "eval"):
+            value = getattr(self, key)
+            inputs = [value] if isinstance(value, str | Path) else list(value or ())
+            object.__setattr__(self, key, [str(item) for item in inputs])
+        object.__setattr__(self, "targets", list(self.targets))
+        object.__setattr__(self, "rank_weights", [float(weight) for weight in self.rank_weights])
+        check_choices(
+            self,
+            {
+                "device": ("auto", "xla", "cuda", "cpu"),
+                "dtype": (None, "bfloat16", "float32"),
+                "header_taxonomy": (None, "sintax", "silva"),
+                "novel_rank": (None, "family", "genus"),
+                "tracker": ("none", "wandb", "tensorboard"),
+            },
+        )
+        ones = (
+            "min_sequences",
+            "rank",
+            "num_epochs",
+            "batch_size",
+            "accumulate",
+            "patience",
+            "keep_checkpoints",
+            "eval_steps",
+        )
+        check_least(self, dict.fromkeys(ones, 1) | {"warmup_steps": 0})
+        for key in (
+            "eval_fraction",
+            "novel_fraction",
+            "dropout",
+            "label_smoothing",
+            "reverse_complement",
+            "crop",
+        ):
+            if not 0 <= getattr(self, key) <= 1:
+                raise ConfigError(f"{key} is {getattr(self, key)}; it is a share from 0 to 1")
+        if not 0.95 <= self.identity <= 1:
+            raise ConfigError(f"identity is {self.identity}; it is a share from 0.95 to 1")
+        if self.consistency < 0:
+            raise ConfigError(f"consistency is {self.consistency}; it must be at least 0")
+        _check_monitor(self.monitor)
+        if len(self.rank_weights) != 7 or min(self.rank_weights) < 0:
+            raise ConfigError(
+                "rank_weights must be seven numbers of at least 0, kingdom to species"
+            )
+        if self.learning_rate <= 0 or self.checkpoint_minutes <= 0 or self.max_grad_norm <= 0:
+            raise ConfigError("learning_rate, checkpoint_minutes and max_grad_norm must be above 0")
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Pre-train a small encoder on unlabelled sequences, by masking 6-mers."""
+
+    input: list[str] | str = ()  # type: ignore[assignment]
+    """Parquet, FASTA or FASTQ: files, a glob, a folder, or a URL."""
+
+    output: str = "encoder"
+    """Folder for the model."""
+
+    columns: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Column names of the file, where they differ."""
+
+    hidden: int = 256
+    """Width of the encoder."""
+
+    layers: int = 4
+    """Layers of the encoder."""
+
+    heads: int = 4
+    """Attention heads of a layer."""
+
+    num_epochs: float = 3.0
+    """Passes over the distinct sequences."""
+
+    max_steps: int | None = None
+    """Stop after this many updates."""
+
+    batch_size: int = 16
+    """Sequences a step and device."""
+
+    learning_rate: float = 5e-4
+    """Peak; a short rise, then a cosine to zero."""
+
+    device: str = "auto"
+    """auto or cpu."""
+
+    seed: int = 0
+    """Of initial weights, order, masks and augmentation."""
+
+    def __post_init__(self):
+        """Normalise and check what needs no file and no device."""
+        inputs = [self.input] if isinstance(self.input, str | Path) else list(self.input)
+        object.__setattr__(self, "input", [str(item) for item in inputs])
+        check_choices(self, {"device": ("auto", "cpu")})
+        check_least(
+            self, dict.fromkeys(("hidden", "layers", "heads", "batch_size", "max_steps"), 1)
+        )
+        if self.hidden % self.heads:
+            raise ConfigError(f"hidden {self.hidden} is no multiple of heads {self.heads}")
+        if self.learning_rate <= 0 or self.num_epochs <= 0:
+            raise ConfigError("learning_rate and num_epochs must be above 0")

@@ -1,0 +1,70 @@
+"""Places that hold files, and moving files between them: rclone if installed, else fsspec.
+
+Enters: two addresses. Leaves: an engine that lists, copies, compares and deletes. Guaranteed: a
+file at a local destination appears under its name only when it is whole; credentials come from
+the environment and are never part of a command line.
+"""
+
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from ..errors import SyncError
+from ..reads.inputs import is_remote
+from .fsspec import Fsspec
+from .rclone import REMOTES, Rclone, is_rclone_remote
+
+
+class Engine(Protocol):
+    """What both engines do; names are relative to the place, with `/` between folders."""
+
+    name: str
+
+    def is_file(self) -> bool:
+        """Whether the source is one file."""
+
+    def files(self, at_source: bool) -> dict[str, int]:
+        """Names and sizes in bytes of the files at one place; empty if it is not there."""
+
+    def different(self, names: Sequence[str]) -> list[str]:
+        """Those of these files whose size or checksum is not the same at both places."""
+
+    def copy(self, names: Sequence[str], on_bytes: Callable[[int], object]) -> None:
+        """Copy files to the destination; `on_bytes` hears how many more bytes are done."""
+
+    def delete(self, names: Sequence[str]) -> None:
+        """Delete files at the destination."""
+
+
+def open_engine(
+    source: str, destination: str, only: str | None = None, without_rclone: bool = False
+) -> Engine:
+    """The engine for two addresses: folders, `gs://`, `s3://` and other URLs, rclone remotes.
+
+    Args:
+        source: folder, URL or remote.
+        destination: folder, URL or remote.
+        only: the one file of the source that is meant; no other is listed.
+        without_rclone: take fsspec though rclone is installed.
+
+    Raises:
+        SyncError: a remote of rclone's, and rclone is not installed.
+        InputError: a kind of URL whose package is not installed.
+    """
+    pair = (source, destination)
+    program = None if without_rclone else shutil.which("rclone")
+    needed = [address for address in pair if is_rclone_remote(address)]
+    if needed and program is None:
+        raise SyncError(f"{needed[0]}: is a remote of rclone, which is not installed (rclone.org)")
+    known = all(not is_remote(a) or a.split("://")[0] in REMOTES for a in pair)
+    if program is not None and known:
+        return Rclone(program, source, destination, only)
+    return Fsspec(source, destination, only)
+
+
+def local_folder(address: str) -> Path | None:
+    """The folder or file here that an address means; None where it is elsewhere."""
+    if is_remote(address) or is_rclone_remote(address):
+        return None
+    return Path(address).expanduser().resolve()
