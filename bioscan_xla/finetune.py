@@ -13,7 +13,7 @@ from typing import Any
 from .cli import check_keys, parse
 from .encode.runtime import choose
 from .errors import BioscanError
-from .reads.taxonomy import RANKS
+from .reads.lineages import RANKS
 from .sample import provide_demo
 from .training.options import FinetuneConfig
 

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .reads.taxonomy import RANKS
+from .reads.lineages import RANKS
 from .reads.tokens import CLS_ID, MASK_ID, PAD_ID, VOCABULARY, save_tokenizer
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ import dnaio
 from .encode.inference import embed_text
 from .errors import BioscanError, InputError
 from .reads.inputs import format_of
-from .reads.taxonomy import RANKS
+from .reads.lineages import RANKS
 from .table.embedding_function import load_as
 from .table.store import open_table, read_fingerprint, search_vectors
 

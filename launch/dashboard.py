@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from bioscan_xla.errors import BioscanError, InputError
-from bioscan_xla.reads.taxonomy import RANKS
+from bioscan_xla.reads.lineages import RANKS
 from bioscan_xla.search import search_sequences
 from bioscan_xla.table.store import open_table, search_vectors
 

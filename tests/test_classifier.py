@@ -9,7 +9,7 @@ from bioscan_xla.encode.encoder import load_model
 from bioscan_xla.encode.runtime import open_device
 from bioscan_xla.errors import ModelError
 from bioscan_xla.reads.labels import learn_labels
-from bioscan_xla.reads.taxonomy import RANKS
+from bioscan_xla.reads.lineages import RANKS
 from bioscan_xla.reads.tokens import load_tokenizer
 from bioscan_xla.training.classifier import TaxonomyClassifier, initial_log_priors, load_classifier
 from bioscan_xla.training.evaluation import predict

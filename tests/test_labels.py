@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from bioscan_xla.errors import InputError
-from bioscan_xla.reads.labels import UNKNOWN, LabelSpace, known_lineage, known_name, learn_labels
-from bioscan_xla.reads.taxonomy import RANKS, split_ranked
+from bioscan_xla.reads.labels import UNKNOWN, LabelSpace, learn_labels
+from bioscan_xla.reads.lineages import RANKS, known_lineage, known_name, split_ranked
 
 
 def lineage(text):

@@ -10,7 +10,7 @@ import shlex
 import pytest
 
 from bioscan_xla.reads.labels import LabelSpace
-from bioscan_xla.reads.taxonomy import RANKS
+from bioscan_xla.reads.lineages import RANKS
 
 from .conftest import ROOT, run_python
 

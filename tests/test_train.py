@@ -20,7 +20,7 @@ import bioscan_xla
 from bioscan_xla.embed import run_embedding_pipeline
 from bioscan_xla.errors import ConfigError, InputError
 from bioscan_xla.finetune import run_finetuning_pipeline
-from bioscan_xla.reads.taxonomy import RANKS
+from bioscan_xla.reads.lineages import RANKS
 from bioscan_xla.reads.tokens import load_tokenizer
 from bioscan_xla.training import loop as training_loop
 from bioscan_xla.training.options import FinetuneConfig

@@ -1,12 +1,12 @@
 """Lineages to class numbers: the label space that a classifier learns.
 
-Enters: lineages as people write them. Leaves: a `LabelSpace` and, for any lineage, one class
-number a rank, -1 where it is unknown. Guaranteed: a class is a name with its ancestors, so that a
-homonym is two classes; the order is stable; what is too rare at one rank still counts above it.
+Input: lineages as people write them. Output: a `LabelSpace` and, for any lineage, one class
+number for each rank, -1 where it is unknown.
+Invariants: a class is a name with its ancestors, so a homonym is two classes; the order is stable;
+a taxon too rare to be a class at its rank still counts at the ranks above.
 """
 
 import json
-import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,37 +15,10 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import InputError
-from .taxonomy import RANKS, Lineage
+from .lineages import RANKS, Lineage, known_lineage
 
 UNKNOWN = -1
 """Class number of a rank that is not known."""
-
-_NO_NAME = re.compile(
-    r"^(na|n/a|nan|none|null|-|\?|unknown|unassigned|undetermined|unspecified)$"
-    r"|\b(unclassified|uncultured|unidentified|unknown|metagenome|environmental|incertae)\b"
-    r"|(^|\s)(sp|spp|cf|aff|nr)(\.|\s|$)"
-    r"|\d",
-    re.IGNORECASE,
-)
-
-
-def known_name(text: str | None) -> str | None:
-    """A taxon's name, or None where the text names no taxon.
-
-    None are: null and empty; `NA`, `none`, `unknown`, `unassigned`, `-` and the like; names that
-    hold `unclassified`, `uncultured`, `unidentified`, `environmental`, `metagenome` or `incertae`;
-    open nomenclature (`sp.`, `spp.`, `cf.`, `aff.`, `nr.`); and numbered names (any digit).
-    Underscores count as spaces, and a rank prefix such as `g__` is taken off.
-    """
-    if text is None:
-        return None
-    text = re.sub(r"^[dkpcofgs]__", "", text.strip()).replace("_", " ").strip()
-    return None if not text or _NO_NAME.search(text) else " ".join(text.split())
-
-
-def known_lineage(names: Sequence[str | None]) -> Lineage:
-    """`known_name` at each of the seven ranks."""
-    return tuple(known_name(name) for name in names)
 
 
 def _compatible(a: Lineage, b: Lineage) -> bool:

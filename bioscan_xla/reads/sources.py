@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from ..errors import ConfigError, InputError
 from .inputs import filesystem_of, format_of, is_remote
-from .taxonomy import HEADER_STYLES, RANKS, split_header
+from .lineages import HEADER_STYLES, RANKS, split_header
 
 log = logging.getLogger(__name__)
 

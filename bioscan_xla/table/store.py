@@ -25,8 +25,8 @@ import torch
 from lancedb.index import Bitmap, BTree, IvfRq
 
 from ..errors import TableError
+from ..reads.lineages import RANKS
 from ..reads.records import SEEN_BEFORE, Rejection
-from ..reads.taxonomy import RANKS
 from .embedding_function import column_metadata
 from .rejections import Rejections
 

@@ -18,7 +18,7 @@ from ..encode.pooling import pool
 from ..encode.runtime import Device
 from ..errors import ModelError
 from ..reads.labels import LabelSpace
-from ..reads.taxonomy import RANKS
+from ..reads.lineages import RANKS
 
 
 class TaxonomyClassifier(nn.Module):

@@ -18,9 +18,9 @@ from ..encode.packing import Batch, Window, fill_rows
 from ..errors import InputError
 from ..reads.inputs import expand_inputs
 from ..reads.labels import UNKNOWN
+from ..reads.lineages import RANKS, Lineage, split_ranked
 from ..reads.records import read_chunks
 from ..reads.sources import ReadOptions, metadata_schema
-from ..reads.taxonomy import RANKS, Lineage, split_ranked
 from ..reads.tokens import tokenize
 
 log = logging.getLogger(__name__)

@@ -22,7 +22,7 @@ from ..encode.encoder import forward_flops
 from ..encode.packing import Batch
 from ..errors import BioscanError
 from ..reads.labels import LabelSpace
-from ..reads.taxonomy import RANKS
+from ..reads.lineages import RANKS
 from .checkpoint import Checkpoints, Cursor
 from .classifier import initial_log_priors
 from .data import Augmentation, Examples, make_batch, plan_epoch

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..reads.labels import UNKNOWN, LabelSpace
-from ..reads.taxonomy import RANKS
+from ..reads.lineages import RANKS
 
 _BINS = 15
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..errors import ConfigError
 from ..options import check_choices, check_least
-from ..reads.taxonomy import RANKS
+from ..reads.lineages import RANKS
 
 WHOLE_MONITORS = ("mean_accuracy", "hierarchical_distance", "inconsistent")
 MONITORS = ("accuracy", "macro_f1", "top3", "calibration_error")

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..reads.labels import UNKNOWN, LabelSpace
-from ..reads.taxonomy import RANKS
+from ..reads.lineages import RANKS
 from .options import FinetuneConfig
 
 _LICENCES = {"InstaDeepAI/nucleotide-transformer": "cc-by-nc-sa-4.0"}

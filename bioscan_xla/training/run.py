@@ -29,9 +29,9 @@ from ..encode import hosts, runtime
 from ..encode.encoder import load_model, resolve_commit
 from ..encode.packing import FIRST_POSITION
 from ..errors import ConfigError, DeviceError, InputError
-from ..reads.labels import known_lineage, learn_labels
+from ..reads.labels import learn_labels
+from ..reads.lineages import RANKS, known_lineage
 from ..reads.sources import ReadOptions
-from ..reads.taxonomy import RANKS
 from ..reads.tokens import tokenize
 from ..stopping import stop_on_signal
 from .checkpoint import Checkpoints, Cursor, register_hooks

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import torch
 
 from bioscan_xla.finetune import finetune
-from bioscan_xla.reads.taxonomy import RANKS
+from bioscan_xla.reads.lineages import RANKS
 from bioscan_xla.reads.tokens import load_tokenizer
 from bioscan_xla.sample import write_model
 from bioscan_xla.training.classifier import TaxonomyClassifier

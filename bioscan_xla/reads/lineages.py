@@ -1,6 +1,11 @@
-"""The seven taxonomic ranks, and lineages as headers of reference files write them."""
+"""The seven taxonomic ranks, and lineages as reference files write them.
+
+Input: FASTA headers, taxonomy strings, names. Output: a `Lineage`, one name or None a rank.
+Invariants: a text that names no taxon ("uncultured", "sp.") is never taken for a name.
+"""
 
 import re
+from collections.abc import Sequence
 
 RANKS = ("kingdom", "phylum", "class", "order", "family", "genus", "species")
 
@@ -8,6 +13,34 @@ HEADER_STYLES = ("sintax", "silva")
 
 Lineage = tuple[str | None, ...]
 """One name a rank, highest first; None where unknown."""
+
+_NO_NAME = re.compile(
+    r"^(na|n/a|nan|none|null|-|\?|unknown|unassigned|undetermined|unspecified)$"
+    r"|\b(unclassified|uncultured|unidentified|unknown|metagenome|environmental|incertae)\b"
+    r"|(^|\s)(sp|spp|cf|aff|nr)(\.|\s|$)"
+    r"|\d",
+    re.IGNORECASE,
+)
+
+
+def known_name(text: str | None) -> str | None:
+    """A taxon's name, or None where the text names no taxon.
+
+    None are: null and empty; `NA`, `none`, `unknown`, `unassigned`, `-` and the like; names that
+    hold `unclassified`, `uncultured`, `unidentified`, `environmental`, `metagenome` or `incertae`;
+    open nomenclature (`sp.`, `spp.`, `cf.`, `aff.`, `nr.`); and numbered names (any digit).
+    Underscores count as spaces, and a rank prefix such as `g__` is taken off.
+    """
+    if text is None:
+        return None
+    text = re.sub(r"^[dkpcofgs]__", "", text.strip()).replace("_", " ").strip()
+    return None if not text or _NO_NAME.search(text) else " ".join(text.split())
+
+
+def known_lineage(names: Sequence[str | None]) -> Lineage:
+    """`known_name` at each of the seven ranks."""
+    return tuple(known_name(name) for name in names)
+
 
 _SINTAX = re.compile(r";tax=([^;]*)")
 _LETTERS = dict(zip("kpcofgs", RANKS, strict=True)) | {"d": "kingdom"}
