@@ -25,9 +25,10 @@ from .encode.encoder import DEFAULT_MODEL, Encoder, adapter_base, load_encoder, 
 from .errors import BioscanError, ConfigError
 from .options import EmbedConfig
 from .planning.dry_run import describe_plan
+from .reads.files import count_rows, metadata_schema
 from .reads.inputs import expand_inputs, is_remote
+from .reads.raw import ReadOptions
 from .reads.records import read_chunks
-from .reads.sources import ReadOptions, count_rows, metadata_schema
 from .sample import provide_demo
 from .stopping import Stop, stop_on_signal
 from .table.mirror import Mirror, check_mirror, restore

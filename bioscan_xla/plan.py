@@ -37,9 +37,10 @@ from .planning.compiler import (
     compile_for,
     find_topology,
 )
+from .reads.files import metadata_schema
 from .reads.inputs import expand_inputs
+from .reads.raw import ReadOptions
 from .reads.records import read_chunks
-from .reads.sources import ReadOptions, metadata_schema
 from .reads.tokens import tokenize
 from .sample import esm_config
 from .training.data import plan_epoch

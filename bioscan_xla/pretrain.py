@@ -24,9 +24,10 @@ from transformers import (
 from .cli import parse
 from .encode.packing import FIRST_POSITION
 from .errors import BioscanError, InputError
+from .reads.files import metadata_schema
 from .reads.inputs import expand_inputs
+from .reads.raw import ReadOptions
 from .reads.records import read_chunks
-from .reads.sources import ReadOptions, metadata_schema
 from .reads.tokens import load_tokenizer, tokenize
 from .sample import write_model
 from .training.data import Augmentation

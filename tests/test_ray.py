@@ -16,7 +16,8 @@ import pytest
 
 from bioscan_xla.embed import run_embedding_pipeline
 from bioscan_xla.errors import ConfigError, ModelError, TableError
-from bioscan_xla.reads.sources import ReadOptions, metadata_schema
+from bioscan_xla.reads.files import metadata_schema
+from bioscan_xla.reads.raw import ReadOptions
 from bioscan_xla.sample import write_sample
 from bioscan_xla.table.store import (
     FINGERPRINT_KEY,

@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bioscan_xla.errors import InputError
+from bioscan_xla.reads.files import metadata_schema
 from bioscan_xla.reads.inputs import expand_inputs
+from bioscan_xla.reads.raw import ReadOptions
 from bioscan_xla.reads.records import clean_sequences, read_chunks
-from bioscan_xla.reads.sources import ReadOptions, metadata_schema
 
 GOOD = "ACGTTGCATG" * 5
 

@@ -6,8 +6,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from bioscan_xla.errors import TableError
+from bioscan_xla.reads.files import metadata_schema
+from bioscan_xla.reads.raw import ReadOptions
 from bioscan_xla.reads.records import Rejection
-from bioscan_xla.reads.sources import ReadOptions, metadata_schema
 from bioscan_xla.table.store import (
     Store,
     make_rows,

@@ -15,8 +15,9 @@ from ..encode.inference import prepare
 from ..encode.packing import FIRST_POSITION, Packer, Totals, layout
 from ..encode.runtime import Device
 from ..options import EmbedConfig
+from ..reads.files import count_rows
+from ..reads.raw import ReadOptions
 from ..reads.records import read_chunks
-from ..reads.sources import ReadOptions, count_rows
 
 _SAMPLE_SEQUENCES = 20_000
 _BAR_CHARACTERS = 40

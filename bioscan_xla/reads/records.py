@@ -15,7 +15,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from .sources import POSITIONS, ReadOptions, Records, read_records
+from .files import read_records
+from .raw import POSITIONS, ReadOptions, Records
 
 CLEANING = ("case", "u_to_t", "gaps", "iupac_to_n", "trimmed_n")
 """The cleaning rules, in the order they are applied; each counts the records it changed."""

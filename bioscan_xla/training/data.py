@@ -16,11 +16,12 @@ import numpy as np
 
 from ..encode.packing import Batch, Window, fill_rows
 from ..errors import InputError
+from ..reads.files import metadata_schema
 from ..reads.inputs import expand_inputs
 from ..reads.labels import UNKNOWN
 from ..reads.lineages import RANKS, Lineage, split_ranked
+from ..reads.raw import ReadOptions
 from ..reads.records import read_chunks
-from ..reads.sources import ReadOptions, metadata_schema
 from ..reads.tokens import tokenize
 
 log = logging.getLogger(__name__)

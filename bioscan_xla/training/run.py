@@ -31,7 +31,7 @@ from ..encode.packing import FIRST_POSITION
 from ..errors import ConfigError, DeviceError, InputError
 from ..reads.labels import learn_labels
 from ..reads.lineages import RANKS, known_lineage
-from ..reads.sources import ReadOptions
+from ..reads.raw import ReadOptions
 from ..reads.tokens import tokenize
 from ..stopping import stop_on_signal
 from .checkpoint import Checkpoints, Cursor, register_hooks

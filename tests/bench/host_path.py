@@ -21,8 +21,9 @@ from bioscan_xla.embedding.pipeline import run
 from bioscan_xla.encode import inference
 from bioscan_xla.encode.packing import layout
 from bioscan_xla.encode.runtime import open_device
+from bioscan_xla.reads.files import metadata_schema
+from bioscan_xla.reads.raw import ReadOptions
 from bioscan_xla.reads.records import read_chunks
-from bioscan_xla.reads.sources import ReadOptions, metadata_schema
 from bioscan_xla.table.store import Store, table_schema
 
 FINGERPRINT = dict.fromkeys(("model", "revision", "adapter", "pooling", "dtype"), "none") | {

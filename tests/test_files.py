@@ -8,8 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from bioscan_xla.errors import ConfigError, InputError
+from bioscan_xla.reads.files import count_rows, metadata_schema
 from bioscan_xla.reads.inputs import UNFINISHED, expand_inputs
-from bioscan_xla.reads.sources import ReadOptions, count_rows, metadata_schema
+from bioscan_xla.reads.raw import ReadOptions
 
 from .test_records import GOOD, kept, read, write
 

@@ -1,0 +1,90 @@
+"""Raw records: what a reader gives, and what it is told.
+
+Input: nothing; this module has no code that reads.
+Output: `ReadOptions` and `Records`, which the readers of every format share.
+Invariants: options that contradict each other cannot be made.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+
+from ..errors import ConfigError
+from .lineages import HEADER_STYLES, RANKS
+
+POSITIONS = ("depth", "latitude", "longitude")
+"""Columns of numbers: metres below the surface, degrees north, degrees east."""
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """How records are read and judged.
+
+    Attributes:
+        columns: our column name to the file's, where they differ.
+        keep: further Parquet columns to carry into the table.
+        header_taxonomy: lineage in FASTA headers: `sintax` (`;tax=k:..,p:..;`), `silva`
+            (`a;b;c` after the id) or None.
+        min_length_bp: shortest usable sequence after cleaning.
+        max_n_fraction: largest usable share of N after cleaning.
+        chunk_rows: rows read at a time.
+    """
+
+    columns: Mapping[str, str] = field(default_factory=dict)
+    keep: tuple[str, ...] = ()
+    header_taxonomy: str | None = None
+    min_length_bp: int = 20
+    max_n_fraction: float = 0.5
+    chunk_rows: int = 1024
+
+    def __post_init__(self):
+        """Refuse what contradicts itself."""
+        ours = ("sequence_id", "dna_sequence", *RANKS, *POSITIONS)
+        unknown = sorted(set(self.columns) - set(ours))
+        if unknown:
+            raise ConfigError(
+                f"columns maps {unknown[0]!r}, which is no column of the table; "
+                f"it can map {', '.join(ours)}"
+            )
+        taken = sorted(set(self.keep) & {*ours, "source", "row", "vector"})
+        if taken:
+            raise ConfigError(f"keep names {taken[0]!r}, which the table has already; leave it out")
+        if self.header_taxonomy not in (None, *HEADER_STYLES):
+            raise ConfigError(
+                f"header_taxonomy {self.header_taxonomy!r} is unknown; "
+                f"choose {' or '.join(HEADER_STYLES)}"
+            )
+
+    def name(self, column: str) -> str:
+        """The file's name for one of our columns."""
+        return self.columns.get(column, column)
+
+
+@dataclass(frozen=True)
+class Records:
+    """Neighbouring rows of one file, as they are in it.
+
+    Attributes:
+        first_row: row number in the file, from 0.
+        ids: None where the file has none.
+        sequences: None for all rows when another process computes them and only ids matter.
+        metadata: columns that the file has, under our names.
+    """
+
+    first_row: int
+    ids: list[str | None]
+    sequences: Sequence[str | None] | None
+    metadata: pa.Table
+
+
+def all_done(done: np.ndarray, first_row: int, num_rows: int) -> bool:
+    """True where every one of these rows is done."""
+    part = done[first_row : first_row + num_rows]
+    return len(part) == num_rows and bool(part.all())
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error, for the end of a sentence."""
+    return (str(error) or type(error).__name__).strip().splitlines()[0]
