@@ -21,7 +21,8 @@ from .embedding.pipeline import Outcome, run
 from .embedding.progress import Progress
 from .embedding.tracking import Tracker
 from .encode import runtime
-from .encode.encoder import DEFAULT_MODEL, Encoder, adapter_base, load_encoder, read_config
+from .encode.encoder import Encoder, load_encoder
+from .encode.model import DEFAULT_MODEL, adapter_base, read_config
 from .errors import BioscanError, ConfigError
 from .options import EmbedConfig
 from .planning.dry_run import describe_plan
@@ -32,7 +33,8 @@ from .reads.records import read_chunks
 from .sample import provide_demo
 from .stopping import Stop, stop_on_signal
 from .table.mirror import Mirror, check_mirror, restore
-from .table.store import Store, recorded_revision, table_schema
+from .table.neighbours import recorded_revision
+from .table.store import Store, table_schema
 
 if TYPE_CHECKING:
     from .embedding.cluster import Workers

@@ -23,8 +23,9 @@ import numpy as np
 from transformers import EsmConfig
 
 from .cli import parse
-from .encode.encoder import DEFAULT_MODEL, adapter_base, check_options, forward_flops, read_config
+from .encode.encoder import check_options, forward_flops
 from .encode.inference import prepare
+from .encode.model import DEFAULT_MODEL, adapter_base, read_config
 from .encode.packing import FIRST_POSITION, Batch, Packer, Totals, layout
 from .errors import BioscanError, ConfigError, InputError, ModelError
 from .options import EmbedConfig

@@ -19,7 +19,7 @@ from .errors import BioscanError, InputError
 from .reads.inputs import format_of
 from .reads.lineages import RANKS
 from .table.embedding_function import load_as
-from .table.store import open_table, read_fingerprint, search_vectors
+from .table.neighbours import open_table, read_fingerprint, search_vectors
 
 _SHOWN = ("query", "distance", "sequence_id", "phylum", "order", "family", "species", "depth")
 

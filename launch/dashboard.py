@@ -15,7 +15,7 @@ import numpy as np
 from bioscan_xla.errors import BioscanError, InputError
 from bioscan_xla.reads.lineages import RANKS
 from bioscan_xla.search import search_sequences
-from bioscan_xla.table.store import open_table, search_vectors
+from bioscan_xla.table.neighbours import open_table, search_vectors
 
 HIDDEN_COLUMNS = ("dna_sequence", "source", "row", "vector")
 

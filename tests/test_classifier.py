@@ -5,7 +5,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from bioscan_xla.encode.encoder import load_model
+from bioscan_xla.encode.model import load_model
 from bioscan_xla.encode.runtime import open_device
 from bioscan_xla.errors import ModelError
 from bioscan_xla.reads.labels import learn_labels

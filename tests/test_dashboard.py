@@ -9,7 +9,7 @@ import pytest
 from bioscan_xla import run_embedding_pipeline
 from bioscan_xla.errors import InputError
 from bioscan_xla.reads.lineages import RANKS
-from bioscan_xla.table.store import open_table
+from bioscan_xla.table.neighbours import open_table
 from launch import dashboard
 
 from .conftest import ROOT, cosine

@@ -22,7 +22,8 @@ from bioscan_xla.embedding import progress
 from bioscan_xla.errors import ConfigError, InputError, TableError
 from bioscan_xla.sample import write_sample
 from bioscan_xla.search import main as search_main
-from bioscan_xla.table.store import Store, open_table
+from bioscan_xla.table.neighbours import open_table
+from bioscan_xla.table.store import Store
 
 from .conftest import cosine
 

@@ -12,8 +12,9 @@ from safetensors.torch import load_file, save_file
 from transformers import EsmForMaskedLM, EsmModel
 
 from bioscan_xla.embed import run_embedding_pipeline
-from bioscan_xla.encode.encoder import adapter_base, load_encoder
+from bioscan_xla.encode.encoder import load_encoder
 from bioscan_xla.encode.inference import embed_sequences, embed_text
+from bioscan_xla.encode.model import adapter_base
 from bioscan_xla.encode.runtime import open_device
 from bioscan_xla.errors import ConfigError, ModelError, TableError
 

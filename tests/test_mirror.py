@@ -7,7 +7,7 @@ import pytest
 from bioscan_xla.errors import TableError
 from bioscan_xla.table import mirror
 from bioscan_xla.table.mirror import check_mirror, copy_database, foreign_tables, restore
-from bioscan_xla.table.store import open_table
+from bioscan_xla.table.neighbours import open_table
 
 from .test_store import fill, make
 

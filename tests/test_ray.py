@@ -19,14 +19,8 @@ from bioscan_xla.errors import ConfigError, ModelError, TableError
 from bioscan_xla.reads.files import metadata_schema
 from bioscan_xla.reads.raw import ReadOptions
 from bioscan_xla.sample import write_sample
-from bioscan_xla.table.store import (
-    FINGERPRINT_KEY,
-    Store,
-    make_rows,
-    open_table,
-    table_schema,
-    write_fragments,
-)
+from bioscan_xla.table.neighbours import open_table
+from bioscan_xla.table.store import FINGERPRINT_KEY, Store, make_rows, table_schema, write_fragments
 
 from .conftest import ROOT, cosine, run_python
 

@@ -9,15 +9,8 @@ from bioscan_xla.errors import TableError
 from bioscan_xla.reads.files import metadata_schema
 from bioscan_xla.reads.raw import ReadOptions
 from bioscan_xla.reads.records import Rejection
-from bioscan_xla.table.store import (
-    Store,
-    make_rows,
-    open_table,
-    read_fingerprint,
-    search_vectors,
-    storable,
-    table_schema,
-)
+from bioscan_xla.table.neighbours import open_table, read_fingerprint, search_vectors
+from bioscan_xla.table.store import Store, make_rows, storable, table_schema
 
 FINGERPRINT = {
     "model": "m",
@@ -161,10 +154,11 @@ def test_search_is_exact_and_filters_return_all_rows(tmp_path):
 
 
 def test_finish_indexes_and_search_stays_right(tmp_path, monkeypatch):
+    import bioscan_xla.table.neighbours as reading
     import bioscan_xla.table.store as module
 
     monkeypatch.setattr(module, "_INDEX_ROWS", 500)
-    monkeypatch.setattr(module, "_EXACT_ROWS", 0)  # take the index
+    monkeypatch.setattr(reading, "_EXACT_ROWS", 0)  # take the index
     store = make(tmp_path, hidden=32)
     vectors = fill(store, 0, 2000)
     fill(store, 2000, 30, phylum="Cnidaria")

@@ -1,23 +1,19 @@
-"""The LanceDB table: schema, done rows, append, indexes, search.
+"""The writing side of the table: schema, done rows, append, indexes.
 
-Enters: vectors and metadata with where they came from. Leaves: rows, and what is already there.
-Guaranteed: an append is one atomic commit that carries its own progress (`source`, `row`), so a
+Input: vectors and metadata with where they came from. Output: rows, and what is already there.
+Invariants: an append is one atomic commit that carries its own progress (`source`, `row`), so a
 run killed at any moment finds in the table itself what remains to be done; rows made in another
 way (model, pooling, ...) are never mixed in.
 """
 
 import json
 import logging
-import os
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("LANCEDB_LOG", "error")  # it warns that a new table is new
-
-import lancedb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -28,13 +24,12 @@ from ..errors import TableError
 from ..reads.lineages import RANKS
 from ..reads.records import SEEN_BEFORE, Rejection
 from .embedding_function import column_metadata
+from .neighbours import FINGERPRINT_KEY, connect, exists, first_line
 from .rejections import Rejections
 
 log = logging.getLogger(__name__)
 
-FINGERPRINT_KEY = b"bioscan_xla.fingerprint"
 _ROWS_PER_BATCH = 1024
-_EXACT_ROWS = 100_000  # up to here an exact search takes well under a second
 _INDEX_ROWS = 5_000  # fewer do not fill the clusters of a vector index
 
 
@@ -102,14 +97,14 @@ class Store:
         try:
             if "://" not in uri:
                 Path(uri).mkdir(parents=True, exist_ok=True)
-            database = _connect(uri)
-            if not _exists(database, name):
+            database = connect(uri)
+            if not exists(database, name):
                 # Another process may be creating it at this moment.
                 database.create_table(name, schema=schema, exist_ok=True)
             table = database.open_table(name)
         except (OSError, RuntimeError, ValueError) as error:
             raise TableError(
-                f"{uri}: the table {name!r} cannot be opened or created ({_first_line(error)}); "
+                f"{uri}: the table {name!r} cannot be opened or created ({first_line(error)}); "
                 "check the path, its permissions and the free space"
             ) from error
         try:
@@ -282,7 +277,7 @@ def write_fragments(location: str, parts: Sequence[pa.Table], schema: pa.Schema)
         there = lance.dataset(location).schema
     except (OSError, RuntimeError, ValueError) as error:
         raise TableError(
-            f"{location}: host {platform.node()} sees no table there ({_first_line(error)}); the "
+            f"{location}: host {platform.node()} sees no table there ({first_line(error)}); the "
             "database must be one folder for all hosts: a shared disk, gs:// or s3://"
         ) from error
     if (there.metadata or {}).get(FINGERPRINT_KEY) != (schema.metadata or {})[FINGERPRINT_KEY]:
@@ -300,7 +295,7 @@ def _reader(parts: Sequence[pa.Table], schema: pa.Schema) -> pa.RecordBatchReade
 
 def _not_written(uri: str, error: BaseException) -> TableError:
     return TableError(
-        f"{uri}: rows could not be written ({_first_line(error)}); check the free "
+        f"{uri}: rows could not be written ({first_line(error)}); check the free "
         "space and permissions. What was committed before is kept: run again to go on"
     )
 
@@ -323,90 +318,3 @@ def _compare(uri: str, name: str, there: pa.Schema, ours: pa.Schema) -> None:
             + "\n".join(lines)
             + "\nUse the same options, or another --table or --db"
         )
-
-
-def _connect(uri: str) -> Any:
-    if os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://"):
-        os.environ.setdefault("AWS_ALLOW_HTTP", "true")  # as other programs take it
-    return lancedb.connect(uri)
-
-
-def _exists(database: Any, name: str) -> bool:
-    return name in database.list_tables(limit=1000).tables
-
-
-def open_table(uri: str, name: str = "embeddings") -> Any:
-    """Open an existing table for reading.
-
-    Raises:
-        TableError: there is none; the message lists those that are.
-    """
-    if "://" not in uri and not Path(uri).is_dir():
-        raise TableError(f"{uri}: no such database; check the path")
-    try:
-        database = _connect(uri)
-        if _exists(database, name):
-            return database.open_table(name)
-        names = database.list_tables(limit=1000).tables
-    except (OSError, RuntimeError, ValueError) as error:
-        raise TableError(f"{uri}: cannot be opened ({_first_line(error)})") from error
-    known = f"it has {', '.join(names)}" if names else "there is no table here"
-    raise TableError(f"{uri}: has no table {name!r}; {known}. Check --db and --table")
-
-
-def read_fingerprint(table: Any) -> dict[str, str]:
-    """The fingerprint of the run that made a table; empty if bioscan_xla did not make it."""
-    return json.loads((table.schema.metadata or {}).get(FINGERPRINT_KEY, b"{}"))
-
-
-def recorded_revision(uri: str, name: str, model: str) -> str | None:
-    """Commit of a hub model that a table was begun with, so that a later run takes the same."""
-    try:
-        made_by = read_fingerprint(open_table(uri, name))
-    except TableError:
-        return None  # not begun yet
-    return (made_by.get("revision") or None) if made_by.get("model") == model else None
-
-
-def search_vectors(
-    table: Any, vectors: np.ndarray, k: int = 10, where: str | None = None
-) -> list[pa.Table]:
-    """Nearest rows by cosine distance.
-
-    Args:
-        table: an open table.
-        vectors: (queries, hidden).
-        k: rows a query.
-        where: SQL condition on the columns, applied before the search.
-
-    Returns:
-        For each query its rows, nearest first, with `_distance` (1 - cosine). Exact up to
-        100,000 rows or where there is no vector index.
-
-    Raises:
-        TableError: the condition cannot be read or names no column.
-    """
-    columns = [name for name in table.schema.names if name not in ("vector", "dna_sequence")]
-    exact = table.count_rows() <= _EXACT_ROWS
-    results = []
-    for vector in vectors:
-        query = table.search(vector.astype(np.float32), vector_column_name="vector")
-        query = query.distance_type("cosine").select([*columns, "_distance"]).limit(k)
-        if where:
-            query = query.where(where, prefilter=True)
-        if exact:
-            query = query.bypass_vector_index()
-        else:
-            # maximum 0 is "as many as it takes to find k": filters return all k rows.
-            query = query.minimum_nprobes(20).maximum_nprobes(0).refine_factor(5)
-        try:
-            results.append(query.to_arrow())
-        except (OSError, RuntimeError, ValueError) as error:
-            raise TableError(
-                f"the search failed ({_first_line(error)}); columns are {', '.join(columns)}"
-            ) from error
-    return results
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).strip().splitlines()[0][:300]

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from ..encode.encoder import DEFAULT_MODEL, load_model
+from ..encode.model import DEFAULT_MODEL, load_model
 from ..encode.packing import FIRST_POSITION
 from ..encode.pooling import pool
 from ..encode.runtime import Device

@@ -26,7 +26,7 @@ from accelerate.utils import (
 
 from ..embedding.tracking import TrainingTracker
 from ..encode import hosts, runtime
-from ..encode.encoder import load_model, resolve_commit
+from ..encode.model import load_model, resolve_commit
 from ..encode.packing import FIRST_POSITION
 from ..errors import ConfigError, DeviceError, InputError
 from ..reads.labels import learn_labels

@@ -26,7 +26,7 @@ from bioscan_xla.encode.inference import prepare, run_jobs
 from bioscan_xla.encode.packing import Totals
 from bioscan_xla.encode.runtime import open_device, peak_flops
 from bioscan_xla.sample import write_model
-from bioscan_xla.table.store import open_table
+from bioscan_xla.table.neighbours import open_table
 
 MODELS = {
     "mini": {"hidden": 512, "layers": 12, "heads": 8},

@@ -1,0 +1,111 @@
+"""The reading side of a table: open it, what it was made with, its nearest rows.
+
+Input: a database and the name of a table; vectors to look for. Output: the open table, its
+fingerprint, rows. Invariants: nothing here writes.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("LANCEDB_LOG", "error")  # it warns that a new table is new
+
+import lancedb
+import numpy as np
+import pyarrow as pa
+
+from ..errors import TableError
+
+FINGERPRINT_KEY = b"bioscan_xla.fingerprint"
+_EXACT_ROWS = 100_000  # up to here an exact search takes well under a second
+
+
+def connect(uri: str) -> Any:
+    """Connect to a database folder or URL."""
+    if os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://"):
+        os.environ.setdefault("AWS_ALLOW_HTTP", "true")  # as other programs take it
+    return lancedb.connect(uri)
+
+
+def exists(database: Any, name: str) -> bool:
+    """True where the database has a table of this name."""
+    return name in database.list_tables(limit=1000).tables
+
+
+def open_table(uri: str, name: str = "embeddings") -> Any:
+    """Open an existing table for reading.
+
+    Raises:
+        TableError: there is none; the message lists those that are.
+    """
+    if "://" not in uri and not Path(uri).is_dir():
+        raise TableError(f"{uri}: no such database; check the path")
+    try:
+        database = connect(uri)
+        if exists(database, name):
+            return database.open_table(name)
+        names = database.list_tables(limit=1000).tables
+    except (OSError, RuntimeError, ValueError) as error:
+        raise TableError(f"{uri}: cannot be opened ({first_line(error)})") from error
+    known = f"it has {', '.join(names)}" if names else "there is no table here"
+    raise TableError(f"{uri}: has no table {name!r}; {known}. Check --db and --table")
+
+
+def read_fingerprint(table: Any) -> dict[str, str]:
+    """The fingerprint of the run that made a table; empty if bioscan_xla did not make it."""
+    return json.loads((table.schema.metadata or {}).get(FINGERPRINT_KEY, b"{}"))
+
+
+def recorded_revision(uri: str, name: str, model: str) -> str | None:
+    """Commit of a hub model that a table was begun with, so that a later run takes the same."""
+    try:
+        made_by = read_fingerprint(open_table(uri, name))
+    except TableError:
+        return None  # not begun yet
+    return (made_by.get("revision") or None) if made_by.get("model") == model else None
+
+
+def search_vectors(
+    table: Any, vectors: np.ndarray, k: int = 10, where: str | None = None
+) -> list[pa.Table]:
+    """Nearest rows by cosine distance.
+
+    Args:
+        table: an open table.
+        vectors: (queries, hidden).
+        k: rows a query.
+        where: SQL condition on the columns, applied before the search.
+
+    Returns:
+        For each query its rows, nearest first, with `_distance` (1 - cosine). Exact up to
+        100,000 rows or where there is no vector index.
+
+    Raises:
+        TableError: the condition cannot be read or names no column.
+    """
+    columns = [name for name in table.schema.names if name not in ("vector", "dna_sequence")]
+    exact = table.count_rows() <= _EXACT_ROWS
+    results = []
+    for vector in vectors:
+        query = table.search(vector.astype(np.float32), vector_column_name="vector")
+        query = query.distance_type("cosine").select([*columns, "_distance"]).limit(k)
+        if where:
+            query = query.where(where, prefilter=True)
+        if exact:
+            query = query.bypass_vector_index()
+        else:
+            # maximum 0 is "as many as it takes to find k": filters return all k rows.
+            query = query.minimum_nprobes(20).maximum_nprobes(0).refine_factor(5)
+        try:
+            results.append(query.to_arrow())
+        except (OSError, RuntimeError, ValueError) as error:
+            raise TableError(
+                f"the search failed ({first_line(error)}); columns are {', '.join(columns)}"
+            ) from error
+    return results
+
+
+def first_line(error: BaseException) -> str:
+    """What a library's error says, without the lines behind the first."""
+    return (str(error) or type(error).__name__).strip().splitlines()[0][:300]
