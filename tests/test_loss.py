@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from bioscan_xla.training.loss import RANK_WEIGHTS, rank_disagreement, rank_loss
+from bioscan_xla.reads.labels import learn_labels
+from bioscan_xla.training.loss import (
+    RANK_WEIGHTS,
+    ParentLink,
+    parent_links,
+    rank_disagreement,
+    rank_loss,
+)
 
 
 def _by_hand(logits, labels, weights=RANK_WEIGHTS):
@@ -87,9 +94,10 @@ def test_disagreement_between_a_rank_and_its_child():
     upper = torch.log(torch.tensor([[0.7, 0.3], [0.5, 0.5]]))
     lower = torch.log(torch.tensor([[0.2, 0.5, 0.3], [0.9, 0.05, 0.05]]))  # classes of 0, 0, 1
     labels, known = torch.tensor([[0, 1], [0, -1]]), torch.tensor([2, 1])
-    parents = [torch.tensor([-1, -1]), torch.tensor([0, 0, 1])]
+    every = torch.ones(3, dtype=torch.bool)
+    parents = [ParentLink(0, 1, torch.tensor([0, 0, 1]), every)]
     assert float(rank_disagreement([upper, lower], labels, known, parents)) == pytest.approx(0)
-    parents[1] = torch.tensor([0, 1, 1])
+    parents = [ParentLink(0, 1, torch.tensor([0, 1, 1]), every)]
     wanted = 0.7 * np.log(0.7 / 0.2) + 0.3 * np.log(0.3 / 0.8)
     got = rank_disagreement([upper, lower], labels, known, parents)
     assert float(got) == pytest.approx(wanted, rel=1e-5)
@@ -99,3 +107,29 @@ def test_disagreement_between_a_rank_and_its_child():
         for w in (0.5, 0.0)
     )
     assert float(more.total - plain.total) == pytest.approx(0.5 * wanted, rel=1e-5)
+
+
+def _chain(*names):
+    return names + (None,) * (7 - len(names))
+
+
+def test_disagreement_reaches_over_a_rank_that_is_missing():
+    # The class is unknown in the first lineage: its order still belongs to phylum X.
+    space, _ = learn_labels([_chain("K", "X", None, "O"), _chain("K", "Y", "C", "P")])
+    links = parent_links(space)
+    assert [(link.upper, link.lower) for link in links] == [(0, 1), (1, 2), (1, 3), (2, 3)]
+    logits = [torch.zeros(1, n) for n in space.num_classes]
+    logits[1] = torch.log(torch.tensor([[0.9, 0.1]]))
+    logits[3] = torch.log(torch.tensor([[0.2, 0.8]]))  # O under X, P under Y
+    labels = torch.tensor([[-1, -1, -1, 0, -1, -1, -1]])
+    got = rank_disagreement(logits, labels, (labels >= 0).sum(0), links)
+    wanted = 0.9 * np.log(0.9 / 0.2) + 0.1 * np.log(0.1 / 0.8)
+    assert float(got) == pytest.approx(wanted / 3, rel=1e-5)  # three ranks have a parent
+
+
+def test_nothing_to_disagree_with_is_zero():
+    space, _ = learn_labels([_chain("K")])
+    labels = torch.tensor([[0, -1, -1, -1, -1, -1, -1]])
+    logits = [torch.zeros(1, n) for n in space.num_classes]
+    got = rank_disagreement(logits, labels, (labels >= 0).sum(0), parent_links(space))
+    assert float(got) == 0

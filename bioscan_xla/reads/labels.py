@@ -72,14 +72,47 @@ class LabelSpace:
         """Names of the classes of a rank."""
         return [lineage[-1] or "" for lineage in self.lineages[rank]]
 
+    def ancestors(self, rank: int) -> np.ndarray:
+        """Each class's known ancestors, (classes of the rank, rank) int64.
+
+        Column q holds the class at rank q, -1 where that ancestor is unknown or ambiguous. A name
+        missing in the middle of a lineage leaves only its own column unknown: ranks above it are
+        found by name, or through the nearest ancestor that knows them.
+
+        >>> rows = [("Animalia", None, "Polychaeta"), ("Animalia", "Annelida", "Clitellata")]
+        >>> space, _ = learn_labels([row + (None,) * 4 for row in rows])
+        >>> space.names(2), space.ancestors(2).tolist()
+        (['Polychaeta', 'Clitellata'], [[0, -1], [0, 0]])
+        """
+        return self.all_ancestors()[rank]
+
+    def all_ancestors(self) -> list[np.ndarray]:
+        """`ancestors` of every rank, highest first."""
+        by_name: list[dict[str, list[int]]] = [defaultdict(list) for _ in RANKS]
+        tables: list[np.ndarray] = []
+        for rank, classes in enumerate(self.lineages):
+            table = np.full((len(classes), rank), UNKNOWN, np.int64)
+            for number, chain in enumerate(classes):
+                for above in reversed(range(rank)):
+                    fitting = [
+                        other
+                        for other in by_name[above].get(chain[above] or "", ())
+                        if _compatible(self.lineages[above][other], chain[: above + 1])
+                    ]
+                    if len(fitting) == 1:
+                        # What the lineage itself leaves open, its ancestor may know.
+                        own = table[number, :above]
+                        own[own == UNKNOWN] = tables[above][fitting[0]][own == UNKNOWN]
+                        table[number, above] = fitting[0]
+                by_name[rank][chain[-1] or ""].append(number)
+            tables.append(table)
+        return tables
+
     def parents(self, rank: int) -> np.ndarray:
         """For each class of a rank its class one rank above, -1 where that is not known."""
         if rank == 0:
             return np.full(len(self.lineages[0]), UNKNOWN)
-        above = {lineage: number for number, lineage in enumerate(self.lineages[rank - 1])}
-        return np.array(
-            [above.get(lineage[:-1], UNKNOWN) for lineage in self.lineages[rank]], np.int64
-        )
+        return self.ancestors(rank)[:, -1]
 
     def encode(self, lineages: Sequence[Sequence[str | None]]) -> np.ndarray:
         """Class numbers, (lineages, 7) int64, -1 where unknown or not in the space."""

@@ -27,7 +27,7 @@ from .checkpoint import Checkpoints, Cursor
 from .classifier import initial_log_priors
 from .data import Augmentation, Examples, make_batch, plan_epoch
 from .folder import History
-from .loss import rank_loss
+from .loss import parent_links, rank_loss
 from .options import LOWER_IS_BETTER, FinetuneConfig
 
 log = logging.getLogger(__name__)
@@ -123,10 +123,7 @@ class Loop:
             self.log_priors = [prior.to(device.torch_device) for prior in priors]
         self.parents = None
         if config.consistency:
-            self.parents = [
-                torch.from_numpy(np.array(data.space.parents(rank))).to(device.torch_device)
-                for rank in range(len(RANKS))
-            ]
+            self.parents = parent_links(data.space, device.torch_device)
         self.pending: list[tuple[torch.Tensor, int]] = []  # figures of a step, its sequences
         self.is_first = accelerator.is_main_process and device.process_index == 0
         self.rate = _Rate(device, accelerator.unwrap_model(model).encoder)

@@ -1,13 +1,67 @@
-"""The loss: cross-entropy at each rank over the rows known there, weighted by rank."""
+"""The loss of fine-tuning: cross-entropy at each rank, weighted by rank.
+
+    total = sum_r w_r L_r / sum_r w_r  +  consistency * D,
+
+over the ranks r with a known row, where L_r is the mean cross-entropy of the rows known at r and D
+is `rank_disagreement`. Dividing by the weights in use keeps the scale when a rank is unknown.
+
+Input: logits and class numbers of a batch. Output: a `RankLoss`.
+Invariants: a row that is unknown at a rank has no gradient there; the parts of a batch add up to
+the whole.
+
+Reference: label smoothing, Szegedy et al. (2016), https://doi.org/10.1109/CVPR.2016.308; logit
+    adjustment, Menon et al. (2021), https://arxiv.org/abs/2007.07314; heads at every level, with
+    a loss weight for each, as in B-CNN, Zhu and Bain (2017), https://arxiv.org/abs/1709.09890.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
-RANK_WEIGHTS = (2.0, 1.8, 1.5, 1.2, 1.0, 0.8, 0.6)
-"""Kingdom to species."""
+from ..reads.labels import UNKNOWN, LabelSpace
+from .options import RANK_WEIGHTS
+
+
+@dataclass(frozen=True)
+class ParentLink:
+    """Two ranks of which some class of the lower has its nearest known ancestor in the upper.
+
+    Attributes:
+        upper: rank of the ancestors.
+        lower: rank of the classes.
+        ancestor: (classes of lower,) int64, each one's class at `upper`, -1 where unknown.
+        nearest: (classes of lower,) bool, True where that is the nearest known ancestor.
+    """
+
+    upper: int
+    lower: int
+    ancestor: torch.Tensor
+    nearest: torch.Tensor
+
+
+def parent_links(labels: LabelSpace, device: torch.device | str = "cpu") -> list[ParentLink]:
+    """The links of a label space, on the device; one for each pair of neighbouring ranks.
+
+    A lineage with a name missing in the middle adds a link that spans the gap.
+    """
+    links = []
+    for lower, table in enumerate(labels.all_ancestors()):
+        depth = np.arange(1, lower + 1)
+        nearest = ((table != UNKNOWN) * depth).max(1, initial=0) - 1
+        links += [
+            ParentLink(
+                upper,
+                lower,
+                torch.from_numpy(table[:, upper].copy()).to(device),
+                torch.from_numpy(nearest == upper).to(device),
+            )
+            for upper in range(lower)
+            if (nearest == upper).any()
+        ]
+    return links
 
 
 @dataclass(frozen=True)
@@ -33,13 +87,10 @@ def rank_loss(
     weights: Sequence[float] = RANK_WEIGHTS,
     label_smoothing: float = 0.0,
     log_priors: Sequence[torch.Tensor] | None = None,
-    parents: Sequence[torch.Tensor] | None = None,
+    parents: Sequence[ParentLink] | None = None,
     consistency: float = 0.0,
 ) -> RankLoss:
-    """Rank-weighted cross-entropy.
-
-    total = sum of w_r * L_r over the ranks with a known row / sum of their w_r, where L_r is the
-    sum of cross-entropies at rank r / rows known there. Unknown ranks do not change the scale.
+    """Cross-entropy weighted by rank; the formula stands at the head of this file.
 
     Args:
         logits: for each rank (rows, classes), float32.
@@ -48,12 +99,10 @@ def rank_loss(
             process's part of it; None counts `labels`.
         weights: one a rank.
         label_smoothing: share of the target spread over all classes.
-        log_priors: for each rank (classes,): added to the logits in training, so that rare classes
+        log_priors: for each rank (classes,), added to the logits in training, so that rare classes
             are not forgotten.
-        parents: for each rank (classes,) the class above, -1 where unknown; for `consistency`.
-        consistency: weight of a term that draws ranks together: see `rank_disagreement`.
-
-    Reference: logit adjustment after Menon et al. (2021), https://arxiv.org/abs/2007.07314
+        parents: what `parent_links` gave; needed for `consistency`.
+        consistency: weight of `rank_disagreement`.
     """
     if known is None:
         known = (labels >= 0).sum(0)
@@ -79,24 +128,32 @@ def rank_disagreement(
     logits: Sequence[torch.Tensor],
     labels: torch.Tensor,
     known: torch.Tensor,
-    parents: Sequence[torch.Tensor],
+    parents: Sequence[ParentLink],
 ) -> torch.Tensor:
-    """How far each rank's head is from what the head below it says of the same rank.
+    """How far each head is from what the head of a lower rank implies for its rank.
 
-    The mean over the ranks but the lowest of KL(p_r || q_r): p_r is the head's distribution,
-    q_r(c) the sum of the next head's probabilities over the children of c. Rows count where the
-    child is known. It is 0 where all heads agree.
+    A row counts at each rank r where it is known, against the rank q of its class's nearest known
+    ancestor: KL(p_q || p_r -> q), where p_q is the distribution of head q and (p_r -> q)(c) the
+    sum of head r's probabilities over the descendants of c, scaled to sum to one. The result is
+    the mean over the rows of a rank, then over the ranks; 0 where all heads agree.
+
+    Args:
+        logits: for each rank (rows, classes).
+        labels: (rows, 7), -1 where unknown.
+        known: (7,) rows known at each rank in the whole batch.
+        parents: what `parent_links` gave.
     """
-    terms = []
-    for rank in range(1, len(logits)):
-        parent = parents[rank]
-        if not len(parent):
-            continue
-        upper = torch.log_softmax(logits[rank - 1], -1)
-        children = torch.softmax(logits[rank], -1) * (parent >= 0)
-        implied = torch.zeros_like(upper).index_add(1, parent.clamp(min=0), children)
+    if not parents:
+        return torch.zeros((), device=labels.device)
+    sums: dict[int, torch.Tensor] = {}
+    for link in parents:
+        upper = torch.log_softmax(logits[link.upper], -1)
+        below = torch.softmax(logits[link.lower], -1) * (link.ancestor >= 0)
+        implied = torch.zeros_like(upper).index_add(1, link.ancestor.clamp(min=0), below)
         implied = implied / implied.sum(-1, keepdim=True).clamp(min=1e-6)
         distance = (upper.exp() * (upper - implied.clamp(min=1e-6).log())).sum(-1)
-        counted = torch.where(labels[:, rank] >= 0, distance, 0.0).sum()
-        terms.append(counted / known[rank].clamp(min=1))
-    return torch.stack(terms).mean() if terms else torch.zeros((), device=labels.device)
+        target = labels[:, link.lower]
+        counted = (target >= 0) & link.nearest[target.clamp(min=0)]
+        part = torch.where(counted, distance, 0.0).sum() / known[link.lower].clamp(min=1)
+        sums[link.lower] = sums[link.lower] + part if link.lower in sums else part
+    return torch.stack(list(sums.values())).mean()

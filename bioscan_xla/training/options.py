@@ -8,6 +8,9 @@ from ..errors import ConfigError
 from ..options import check_choices, check_least
 from ..reads.lineages import RANKS
 
+RANK_WEIGHTS = (2.0, 1.8, 1.5, 1.2, 1.0, 0.8, 0.6)
+"""Weight of each rank in the loss, kingdom to species."""
+
 WHOLE_MONITORS = ("mean_accuracy", "hierarchical_distance", "inconsistent")
 MONITORS = ("accuracy", "macro_f1", "top3", "calibration_error")
 """Figures of all ranks together, and of one."""
@@ -90,7 +93,7 @@ class FinetuneConfig:
     targets: list[str] = ("query", "value")  # type: ignore[assignment]
     """Layers that get an adapter."""
 
-    rank_weights: list[float] = (2.0, 1.8, 1.5, 1.2, 1.0, 0.8, 0.6)  # type: ignore[assignment]
+    rank_weights: list[float] = RANK_WEIGHTS  # type: ignore[assignment]
     """Weight of each rank in the loss, kingdom to species."""
 
     label_smoothing: float = 0.0
