@@ -162,6 +162,16 @@ class LabelSpace:
         return cls(lineages, counts)
 
 
+def nearest_rank(ancestors: np.ndarray) -> np.ndarray:
+    """Rank of each class's nearest known ancestor, (classes,) int64, -1 where none is known.
+
+    >>> nearest_rank(np.array([[4, 2], [4, -1], [-1, -1]])).tolist()
+    [1, 0, -1]
+    """
+    depth = np.arange(1, ancestors.shape[1] + 1)
+    return ((ancestors != UNKNOWN) * depth).max(1, initial=0) - 1
+
+
 def learn_labels(
     lineages: Sequence[Sequence[str | None]], min_sequences: int = 1
 ) -> tuple[LabelSpace, list[Conflict]]:

@@ -17,11 +17,10 @@ Reference: label smoothing, Szegedy et al. (2016), https://doi.org/10.1109/CVPR.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ..reads.labels import UNKNOWN, LabelSpace
+from ..reads.labels import LabelSpace, nearest_rank
 from .options import RANK_WEIGHTS
 
 
@@ -49,8 +48,7 @@ def parent_links(labels: LabelSpace, device: torch.device | str = "cpu") -> list
     """
     links = []
     for lower, table in enumerate(labels.all_ancestors()):
-        depth = np.arange(1, lower + 1)
-        nearest = ((table != UNKNOWN) * depth).max(1, initial=0) - 1
+        nearest = nearest_rank(table)
         links += [
             ParentLink(
                 upper,
