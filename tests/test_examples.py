@@ -1,0 +1,16 @@
+"""The examples in the docstrings do what they show."""
+
+import doctest
+import importlib
+
+import pytest
+
+
+@pytest.mark.parametrize(
+    "module",
+    ["reads.labels", "training.metrics"],
+)
+def test_examples(module):
+    result = doctest.testmod(importlib.import_module(f"bioscan_xla.{module}"))
+    assert result.attempted
+    assert not result.failed
