@@ -1,7 +1,11 @@
 """Splits: equal sequences on one side, classes on both, whole taxa held out."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from bioscan_xla.training.splits import groups_of_kin, split_rows
 
@@ -82,3 +86,59 @@ def test_near_identical_sequences_are_never_on_both_sides():
 
 def test_sequences_too_short_to_compare_are_their_own_kin():
     assert groups_of_kin(["ACGT", "ACGT", "ACGA", "N" * 40], 0.97) == [0, 0, 1, 2]
+
+
+def _species(sizes):
+    """One sequence each, `sizes` of a species; the sequences, their labels."""
+    labels = np.full((sum(sizes), 7), -1)
+    labels[:, 6] = np.repeat(np.arange(len(sizes)), sizes)
+    return [f"s{n}" for n in range(sum(sizes))], labels
+
+
+def test_species_of_one_sequence_leave_no_debt_to_others():
+    # Two hundred species that can give nothing stand before two hundred of eleven sequences.
+    sequences, labels = _species([1] * 200 + [11] * 200)
+    parts = split_rows(sequences, labels, eval_fraction=0.1)
+    given_away = Counter(labels[parts == "eval", 6].tolist())
+    assert set(given_away.values()) <= {1, 2}
+    assert sum(given_away.values()) == 220
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.integers(1, 30), min_size=1, max_size=40),
+    st.floats(0, 1),
+    st.integers(0, 5),
+)
+def test_no_species_gives_more_than_its_share(sizes, fraction, seed):
+    sequences, labels = _species(sizes)
+    parts = split_rows(sequences, labels, eval_fraction=fraction, seed=seed)
+    assert (parts == split_rows(sequences, labels, eval_fraction=fraction, seed=seed)).all()
+    taken = Counter(labels[parts == "eval", 6].tolist())
+    shares = [min(fraction * size, size - 1) for size in sizes]
+    for number, share in enumerate(shares):
+        assert np.floor(share - 1e-4) <= taken[number] <= np.ceil(share + 1e-4)
+    assert abs(sum(taken.values()) - sum(shares)) <= 0.5 + 1e-3
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 20), st.integers(0, 7), st.integers(0, 6)),
+        min_size=1,
+        max_size=80,
+    ),
+    st.floats(0, 1),
+    st.integers(0, 5),
+)
+def test_any_taxonomy(records, fraction, seed):
+    """Sequences shared between species, lineages of any depth: kin stay together, classes stay."""
+    sequences = [f"s{sequence}" for sequence, _, _ in records]
+    labels = np.full((len(records), 7), -1)
+    for row, (_, species, depth) in enumerate(records):
+        labels[row, :depth] = [species >> (7 - rank) for rank in range(depth)]
+    parts = split_rows(sequences, labels, eval_fraction=fraction, seed=seed)
+    assert len({*zip(sequences, parts.tolist(), strict=True)}) == len(set(sequences))
+    assert (parts == "train").any()
+    for rank in range(7):
+        assert set(labels[parts == "eval", rank]) <= {*labels[parts == "train", rank], -1}

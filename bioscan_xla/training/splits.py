@@ -1,15 +1,18 @@
 """Training, evaluation and novel parts of labelled sequences.
 
-Enters: sequences and their class numbers. Leaves: one word a row. Guaranteed: equal sequences are
-never on both sides; the same seed gives the same split.
+Input: sequences and their class numbers. Output: one of `train`, `eval`, `novel` for each.
+Invariants: sequences in one group of kin, equal ones at least, have the same part; each stratum
+gives its share, rounded up or down; the same seed gives the same split.
 """
 
-import itertools
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
+from fractions import Fraction
 
 import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from ..reads.labels import UNKNOWN
 
@@ -56,25 +59,52 @@ def split_rows(
         novel = {kin[row] for row in rows_held}
         result[[number in novel for number in kin]] = NOVEL
     groups: dict[int, list[int]] = defaultdict(list)
-    for row, number in enumerate(kin):
-        if result[row] == TRAIN:
-            groups[number].append(row)
-    strata: dict[tuple[int, int], list[list[int]]] = defaultdict(list)
-    for rows in groups.values():
-        known = np.flatnonzero(labels[rows[0]] != UNKNOWN)
-        deepest = int(known[-1]) if len(known) else -1
-        strata[deepest, int(labels[rows[0], deepest]) if len(known) else 0].append(rows)
-    owed = 0.0
-    for key in sorted(strata):
-        members = strata[key]
-        # Fractions carry over from stratum to stratum, so that the whole has the right share.
-        owed += eval_fraction * len(members)
-        take = min(int(owed), len(members) - 1)
-        if take > 0:
-            owed -= take
-            for at in rng.permutation(len(members))[:take]:
-                result[members[at]] = EVAL
+    for row in np.flatnonzero(result == TRAIN).tolist():
+        groups[kin[row]].append(row)
+    for rows in _draw_eval(list(groups.values()), labels, eval_fraction, rng):
+        result[rows] = EVAL
     return result
+
+
+def _draw_eval(
+    groups: list[list[int]], labels: np.ndarray, fraction: float, rng: np.random.Generator
+) -> list[list[int]]:
+    """Draw groups of rows for evaluation, each stratum its share of them, rounded up or down.
+
+    The strata stand in a random order and every 1/fraction-th group is drawn (systematic sampling:
+    Madow 1949, https://doi.org/10.1214/aoms/1177729988), so that the total is right as well. What
+    a stratum cannot give, no other has to: each keeps a group for training, as does each class of
+    a group of several.
+    """
+    deepest = _deepest_classes(labels)
+    classes = [Counter(deepest[row] for row in rows) for rows in groups]
+    left = Counter(key for found in classes for key in found)  # groups that hold a class
+    by_class: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for number, found in enumerate(classes):
+        by_class[found.most_common(1)[0][0]].append(number)
+    strata = list(by_class.values())
+    drawn = []
+    share = Fraction(fraction).limit_denominator(10**6)  # exact, or sums would drift
+    due = Fraction(1, 2)  # rounds the total to the nearest number
+    for at in rng.permutation(len(strata)).tolist():
+        members = strata[at]
+        due += min(share * len(members), Fraction(len(members) - 1))
+        take = math.floor(due)
+        due -= take
+        for number in rng.permutation(members).tolist():
+            if take and all(left[key] > 1 for key in classes[number]):
+                left.subtract(classes[number].keys())
+                drawn.append(groups[number])
+                take -= 1
+    return drawn
+
+
+def _deepest_classes(labels: np.ndarray) -> list[tuple[int, int]]:
+    """Deepest known rank of each row and its class there; (-1, -1) where none is known."""
+    known = labels != UNKNOWN
+    rank = np.where(known.any(1), labels.shape[1] - 1 - known[:, ::-1].argmax(1), -1)
+    number = np.where(rank >= 0, labels[np.arange(len(labels)), rank], UNKNOWN)
+    return list(zip(rank.tolist(), number.tolist(), strict=True))
 
 
 def groups_of_kin(sequences: Sequence[str], identity: float = 1.0) -> list[int]:
@@ -84,33 +114,41 @@ def groups_of_kin(sequences: Sequence[str], identity: float = 1.0) -> list[int]:
     hashes; an identity i of sequences of like length means an index of 1 / (2 exp(16 (1 - i)) - 1)
     (Ondov et al. 2016, https://doi.org/10.1186/s13059-016-0997-x). Groups are closed: if a
     is like b and b like c, all three are one group. With `identity` 1 only equal sequences are.
+
+    >>> groups_of_kin(["ACGT", "ACGA", "ACGT"])
+    [0, 1, 0]
     """
     numbers = {text: number for number, text in enumerate(dict.fromkeys(sequences))}
-    group = list(range(len(numbers)))
-    if identity < 1:
-        _join_alike(list(numbers), 1 / (2 * math.exp(_K * (1 - identity)) - 1), group)
-    return [_root(group, numbers[text]) for text in sequences]
+    group = np.arange(len(numbers))
+    if identity < 1 and numbers:
+        group = _join_alike(list(numbers), 1 / (2 * math.exp(_K * (1 - identity)) - 1))
+    return [int(group[numbers[text]]) for text in sequences]
 
 
-def _root(group: list[int], number: int) -> int:
-    while group[number] != number:
-        group[number] = group[group[number]]
-        number = group[number]
-    return number
+def _join_alike(distinct: list[str], least: float) -> np.ndarray:
+    """Group number of each sequence, by locality-sensitive hashing.
 
-
-def _join_alike(distinct: list[str], least: float, group: list[int]) -> None:
+    Within a bucket each sequence is compared with the first and with the one before. The LSH of
+    datasketch compares all pairs: 24 s instead of 0.3 s for 4,000 near-identical sequences.
+    """
     sketches = np.stack([_sketch(text) for text in distinct])
+    usable = np.flatnonzero(sketches[:, 0] != _NO_HASH)
+    edges = [np.zeros((2, 0), np.int64)]
     for band in range(0, _HASHES, _BAND):
-        members: dict[bytes, list[int]] = defaultdict(list)
-        for number in np.flatnonzero(sketches[:, 0] != _NO_HASH).tolist():
-            members[sketches[number, band : band + _BAND].tobytes()].append(number)
-        for found in members.values():
-            for before, number in itertools.pairwise(found):
-                for other in {found[0], before}:
-                    a, b = _root(group, other), _root(group, number)
-                    if a != b and (sketches[other] == sketches[number]).mean() >= least:
-                        group[max(a, b)] = min(a, b)
+        _, bucket = np.unique(sketches[usable, band : band + _BAND], axis=0, return_inverse=True)
+        order = np.argsort(bucket.ravel(), kind="stable")
+        bucket, members = bucket.ravel()[order], usable[order]
+        later = np.flatnonzero(bucket[1:] == bucket[:-1]) + 1
+        first = np.searchsorted(bucket, bucket[later])
+        for other in (first, later - 1):
+            pairs = np.stack([members[other], members[later]])
+            alike = np.zeros(len(later))
+            for column in range(_HASHES):
+                alike += sketches[pairs[0], column] == sketches[pairs[1], column]
+            edges.append(pairs[:, alike >= least * _HASHES])
+    source, target = np.concatenate(edges, axis=1)
+    graph = coo_array((np.ones(len(source), bool), (source, target)), (len(distinct),) * 2)
+    return connected_components(graph, directed=False)[1]
 
 
 _NO_HASH = np.uint64(2**64 - 1)
