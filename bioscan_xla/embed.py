@@ -10,6 +10,7 @@ import logging
 import math
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -26,15 +27,18 @@ from .encode.model import DEFAULT_MODEL, adapter_base, read_config
 from .errors import BioscanError, ConfigError
 from .options import EmbedConfig
 from .planning.dry_run import describe_plan
+from .reads.cleaning import Code
 from .reads.files import count_rows, metadata_schema
-from .reads.inputs import expand_inputs, is_remote
+from .reads.inputs import expand_inputs, is_remote, name_inputs
 from .reads.raw import ReadOptions
-from .reads.records import read_chunks
+from .reads.records import join_failures, read_chunks
+from .reads.shares import BLOCK_ROWS, Share
 from .sample import provide_demo
 from .stopping import Stop, stop_on_signal
 from .table.mirror import Mirror, check_mirror, restore
 from .table.neighbours import recorded_revision
-from .table.store import Store, table_schema
+from .table.rows import table_schema
+from .table.store import Store
 
 if TYPE_CHECKING:
     from .embedding.cluster import Workers
@@ -42,7 +46,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("bioscan_xla.embed")
 
 # Rows read at a time: enough to sort by length and fill batches, little enough to hold.
-_CHUNK_ROWS = {"cpu": 1024, "cuda": 8192, "xla": 16384}
+_CHUNK_ROWS = {"cpu": 1024, "cuda": 8192, "xla": 8192}
 
 
 def run_embedding_pipeline(
@@ -93,8 +97,8 @@ def embed(config: EmbedConfig, commit_by_time: bool = True) -> dict[str, Any] | 
     """Run a config; None after a dry run, else what `run_embedding_pipeline` returns."""
     if config.adapter and config.model == DEFAULT_MODEL:
         config = replace(config, model=adapter_base(config.adapter) or DEFAULT_MODEL)
-    sources = expand_inputs(config.input)
     if config.dry_run:
+        sources = expand_inputs(config.input)
         device = runtime.open_device(config.device, config.dtype)
         reading = _reading(config, device.kind)
         schema = metadata_schema(sources, reading)
@@ -102,7 +106,7 @@ def embed(config: EmbedConfig, commit_by_time: bool = True) -> dict[str, Any] | 
         print(describe_plan(sources, reading, schema, device, model, config))
         return None
     with _engine(config) as (kind, load):
-        return _embed(config, sources, kind, load, commit_by_time)
+        return _embed(config, kind, load, commit_by_time)
 
 
 @contextmanager
@@ -138,13 +142,15 @@ def _reading(config: EmbedConfig, kind: str) -> ReadOptions:
 
 def _embed(
     config: EmbedConfig,
-    sources: list[str],
     kind: str,
     load: "Callable[..., Encoder | Workers]",
     commit_by_time: bool,
 ) -> dict[str, Any]:
+    names, unreadable = name_inputs(config.input)
+    sources = list(names)
     reading = _reading(config, kind)
     schema = metadata_schema(sources, reading)
+    share = Share(config.process_index, config.process_count)
     mirror = _open_mirror(config)
     revision = config.revision or recorded_revision(config.db, config.table, config.model)
     encoder = load(
@@ -162,23 +168,24 @@ def _embed(
         table_schema(
             encoder.hidden, config.vector_dtype, schema, config.store_sequences, encoder.fingerprint
         ),
-        process_index=config.process_index,
         rule=_rule(reading),
-        sources=sources,
+        names=names,
+        share=share,
+        reshare=config.reshare,
     )
     done = store.done()
     chunks = read_chunks(
         sources,
         reading,
         schema,
-        done=done,
+        done=done.rows,
         known_ids=store.ids(),
-        process_index=config.process_index,
-        process_count=config.process_count,
+        share=share,
+        names=names,
     )
     tracker = Tracker(config.wandb, config.wandb_project, asdict(config))
     total = count_rows(sources) if config.process_count == 1 else None
-    already = sum(int(done[source].sum()) for source in sources if source in done)
+    already = sum(int(rows.sum()) for rows in done.rows.values())
     if already:
         log.info("resuming: %d records are done already", already)
     started = time.monotonic()
@@ -204,6 +211,9 @@ def _embed(
             if mirror:
                 mirror.finish()
             tracker.finish()
+    failures = [*unreadable, *([outcome.failure] if outcome.failure else [])]
+    if failures:
+        raise join_failures(failures)
     return _result(outcome, encoder, store, time.monotonic() - started, stop)
 
 
@@ -253,13 +263,17 @@ def _result(
         "compiles": encoder.compiles,
         "model_flop_utilisation": encoder.utilisation(totals, seconds),
         "cleaned": dict(outcome.cleaned),
-        "rejected": dict(outcome.rejected),
+        "rejected": {code.value: count for code, count in _rejected(outcome).items()},
         "interrupted": stop.signal_number,
         "fingerprint": dict(encoder.fingerprint),
     }
 
 
-_SHARE = "row groups of Parquet, some thousand records of others"
+def _rejected(outcome: Outcome) -> Counter[Code]:
+    return outcome.rejected + Counter({Code.VECTOR_NOT_FINITE: outcome.not_finite})
+
+
+_SHARE = f"blocks of {BLOCK_ROWS:,} records"
 
 
 def summary(config: EmbedConfig, result: dict[str, Any]) -> str:
@@ -284,7 +298,9 @@ def summary(config: EmbedConfig, result: dict[str, Any]) -> str:
     if result["windowed"]:
         lines.append(f"{result['windowed']:,} sequences were longer than one window of the model")
     if result["errors"]:
-        reasons = ", ".join(f"{reason} ({count:,})" for reason, count in result["rejected"].items())
+        reasons = ", ".join(
+            f"{Code(code).words} ({count:,})" for code, count in result["rejected"].items()
+        )
         lines.append(f"{result['errors']:,} records set aside in rejected.parquet: {reasons}")
     if result["interrupted"]:
         lines.append("interrupted; everything above is committed. Run the same command to go on")

@@ -109,6 +109,9 @@ class EmbedConfig:
     process_count: int = 1
     """How many processes share the input."""
 
+    reshare: bool = False
+    """Take over a table that another number of processes filled; none of them may still run."""
+
     dry_run: bool = False
     """Read a part of the input, print the plan, compute nothing."""
 
@@ -139,7 +142,7 @@ class EmbedConfig:
             )
         if not 0 <= self.max_n_fraction <= 1:
             raise ConfigError(f"max_n_fraction is {self.max_n_fraction}; it is a share from 0 to 1")
-        if self.commit_minutes <= 0:
+        if not self.commit_minutes > 0:  # NaN too
             raise ConfigError(f"commit_minutes is {self.commit_minutes}; it must be above 0")
 
 

@@ -8,12 +8,14 @@ import logging
 import sys
 
 from bioscan_xla.embed import run_embedding_pipeline
+from bioscan_xla.reads import shares
 from bioscan_xla.table.store import Store
 
 
 def main():
     source, db, model, index, count = sys.argv[1:]
     logging.disable()
+    shares.BLOCK_ROWS = 100
     opened = Store.done
 
     def done(self):

@@ -125,7 +125,7 @@ def test_duplicate_ids_are_there_once(tmp_path, options):
         ("c", 80),
     ]
     assert result["errors"] == 7
-    assert result["rejected"] == {"id seen before": 7}
+    assert result["rejected"] == {"id_seen_before": 7}
 
 
 def test_another_fingerprint_is_refused(sample, tmp_path, options):

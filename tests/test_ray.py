@@ -19,8 +19,9 @@ from bioscan_xla.errors import ConfigError, ModelError, TableError
 from bioscan_xla.reads.files import metadata_schema
 from bioscan_xla.reads.raw import ReadOptions
 from bioscan_xla.sample import write_sample
-from bioscan_xla.table.neighbours import open_table
-from bioscan_xla.table.store import FINGERPRINT_KEY, Store, make_rows, table_schema, write_fragments
+from bioscan_xla.table.neighbours import FINGERPRINT_KEY, open_table
+from bioscan_xla.table.rows import make_rows, table_schema, write_fragments
+from bioscan_xla.table.store import Store
 
 from .conftest import ROOT, cosine, run_python
 
@@ -32,7 +33,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:lance is not fork-safe:UserWarning"),
 ]
 
-from bioscan_xla import cluster  # noqa: E402
+from bioscan_xla.embedding import cluster  # noqa: E402
 
 METADATA = metadata_schema([], ReadOptions())
 FINGERPRINT = ("model", "revision", "adapter", "pooling", "layer", "dtype", "overlap_tokens")
@@ -96,13 +97,13 @@ def _part(store, first):
 
 def test_fragments_of_several_writers_are_one_commit(tmp_path):
     schema = table_schema(16, "float16", METADATA, True, dict.fromkeys(FINGERPRINT, "1"))
-    store = Store.open(str(tmp_path / "db"), "embeddings", schema)
+    store = Store.open(str(tmp_path / "db"), "embeddings", schema, names={"f": "f"})
     version, schema = store.table.version, store.table.schema
     written = [write_fragments(store.table.uri, [_part(store, n)], schema) for n in (0, 5, 10)]
     assert store.count_rows() == 0  # nobody can see them yet
     store.append_fragments(written[0] + written[2])
     assert (store.table.version, store.count_rows()) == (version + 1, 10)
-    assert store.done()["f"].tolist() == [True] * 5 + [False] * 5 + [True] * 5
+    assert store.done().rows["f"].tolist() == [True] * 5 + [False] * 5 + [True] * 5
     store.append([_part(store, 5)])
     assert sorted(store.table.to_arrow()["row"].to_pylist()) == list(range(15))
     # A worker whose folder of the same name is on a disk of its own.

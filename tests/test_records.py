@@ -10,10 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bioscan_xla.errors import InputError
+from bioscan_xla.reads import shares
+from bioscan_xla.reads.cleaning import Code, clean_sequences
 from bioscan_xla.reads.files import metadata_schema
 from bioscan_xla.reads.inputs import expand_inputs
 from bioscan_xla.reads.raw import ReadOptions
-from bioscan_xla.reads.records import clean_sequences, read_chunks
+from bioscan_xla.reads.records import read_chunks
+from bioscan_xla.reads.shares import Share
 
 GOOD = "ACGTTGCATG" * 5
 
@@ -78,21 +81,38 @@ def test_rules_work_together():
 
 
 @pytest.mark.parametrize(
-    ("raw", "reason"),
+    ("raw", "code", "reason"),
     [
-        ("", "empty sequence"),
-        ("NNNN", "empty sequence"),
-        ("---", "empty sequence"),
-        ("ACGT", "4 bp, shorter than 20 bp"),
-        (GOOD[:10] + "N" * 60 + GOOD[:10], "75 % of it is N, more than 50 %"),
-        (GOOD + "E", "character 'E' at base 51 is no nucleotide code"),
-        (GOOD[:3] + "é" + GOOD, "character 'é' at base 4 is no nucleotide code"),
-        (GOOD + "*", "character '*' at base 51 is no nucleotide code"),
+        ("", Code.EMPTY_SEQUENCE, "empty sequence"),
+        ("---", Code.EMPTY_SEQUENCE, "empty sequence"),
+        ("NNnN", Code.ONLY_N, "4 bp, all of them N"),
+        ("R-", Code.ONLY_N, "1 bp, all of them N"),
+        ("ACGT", Code.TOO_SHORT, "4 bp, shorter than 20 bp"),
+        (
+            GOOD[:10] + "N" * 60 + GOOD[:10],
+            Code.TOO_MANY_N,
+            "75 % of it is N, more than 50 %",
+        ),
+        (
+            GOOD + "E",
+            Code.NOT_A_NUCLEOTIDE,
+            "character 'E' at base 51 is no nucleotide code",
+        ),
+        (
+            GOOD[:3] + "é" + GOOD,
+            Code.NOT_A_NUCLEOTIDE,
+            "character 'é' at base 4 is no nucleotide code",
+        ),
+        (
+            GOOD + "*",
+            Code.NOT_A_NUCLEOTIDE,
+            "character '*' at base 51 is no nucleotide code",
+        ),
     ],
 )
-def test_each_reason_to_reject_a_sequence(raw, reason):
+def test_each_reason_to_reject_a_sequence(raw, code, reason):
     _, complaints, _ = clean_sequences([GOOD, raw, GOOD])
-    assert complaints == {1: reason}
+    assert complaints == {1: (code, reason)}
 
 
 @settings(max_examples=200, deadline=None)
@@ -177,10 +197,11 @@ def _many(folder, form):
 
 @pytest.mark.parametrize("form", ["groups", "one group", "fasta"])
 @pytest.mark.parametrize("count", [2, 3])
-def test_processes_share_without_overlap(tmp_path, form, count):
+def test_processes_share_without_overlap(tmp_path, form, count, monkeypatch):
+    monkeypatch.setattr(shares, "BLOCK_ROWS", 7)
     path = _many(tmp_path, form)
     whole, _ = read(path)
-    parts = [read(path, process_index=i, process_count=count)[0] for i in range(count)]
+    parts = [read(path, share=Share(i, count))[0] for i in range(count)]
     assert all(kept(part) for part in parts)
     assert sorted(kept(whole)) == sorted(item for part in parts for item in kept(part))
     together = {row: why for part in parts for row, why in rejected(part).items()}

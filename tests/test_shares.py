@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from bioscan_xla.embed import run_embedding_pipeline
-from bioscan_xla.table.store import open_table
+from bioscan_xla.table.neighbours import open_table
 
 from .test_records import write
 

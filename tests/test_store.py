@@ -6,11 +6,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from bioscan_xla.errors import TableError
+from bioscan_xla.reads.cleaning import Code
 from bioscan_xla.reads.files import metadata_schema
 from bioscan_xla.reads.raw import ReadOptions
 from bioscan_xla.reads.records import Rejection
+from bioscan_xla.reads.shares import Share
 from bioscan_xla.table.neighbours import open_table, read_fingerprint, search_vectors
-from bioscan_xla.table.store import Store, make_rows, storable, table_schema
+from bioscan_xla.table.rows import make_rows, storable, table_schema
+from bioscan_xla.table.store import Store
 
 FINGERPRINT = {
     "model": "m",
@@ -22,10 +25,12 @@ FINGERPRINT = {
     "overlap_tokens": "100",
 }
 METADATA = metadata_schema([], ReadOptions())
+NAMES = {path: path for path in ("/a.parquet", "/b.parquet", "/a", "/b", "f")}
 
 
 def make(folder, name="embeddings", dtype="float16", hidden=16, fingerprint=FINGERPRINT, **options):
     schema = table_schema(hidden, dtype, METADATA, True, fingerprint)
+    options.setdefault("names", NAMES)
     return Store.open(str(folder), name, schema, **options)
 
 
@@ -55,7 +60,7 @@ def test_an_append_is_one_version_and_its_own_progress(tmp_path, dtype):
     assert store.table.version == version + 1
     again = make(tmp_path, dtype=dtype)
     assert again.count_rows() == 50
-    assert again.done()["/a.parquet"].tolist() == [False] * 3 + [True] * 50
+    assert again.done().rows["/a.parquet"].tolist() == [False] * 3 + [True] * 50
     assert [name for names in again.ids() for name in names] == [
         f"Annelida{n}" for n in range(3, 53)
     ]
@@ -110,33 +115,36 @@ def test_a_failed_append_changes_nothing(tmp_path, monkeypatch):
 
 
 def test_rejections_are_merged_and_count_as_done(tmp_path):
-    store = make(tmp_path, rule="r")
-    store.reject([Rejection("/a.parquet", 4, "x", "empty sequence")])
+    store = make(tmp_path, rule="r", share=Share(0, 2))
+    store.reject([Rejection("/a.parquet", 4, "x", "empty sequence", Code.EMPTY_SEQUENCE)])
     store.reject([])
-    store.reject([Rejection("/a.parquet", 6, None, "no id")])
-    other = make(tmp_path, rule="r", process_index=1)
-    other.reject([Rejection("/b.parquet", 0, "y", "no id")])
+    store.reject([Rejection("/a.parquet", 6, None, "no id", Code.NO_ID)])
+    other = make(tmp_path, rule="r", share=Share(1, 2))
+    other.reject([Rejection("/b.parquet", 0, "y", "no id", Code.NO_ID)])
     assert pq.read_table(tmp_path / "rejected.parquet").num_rows == 2
     assert pq.read_table(tmp_path / "rejected-1.parquet").num_rows == 1
-    again = make(tmp_path, rule="r", sources=["/a.parquet"])
-    assert np.flatnonzero(again.done()["/a.parquet"]).tolist() == [4, 6]
-    assert again.done()["/b.parquet"].tolist() == [True]
+    again = make(tmp_path, rule="r", share=Share(0, 2))
+    assert np.flatnonzero(again.done().rows["/a.parquet"]).tolist() == [4, 6]
+    assert again.done().rows["/b.parquet"].tolist() == [True]
     assert sorted(name for names in again.ids() for name in names) == ["x", "y"]
 
 
 def test_a_new_rule_looks_again_at_this_runs_sources_only(tmp_path):
     store = make(tmp_path, rule="min 20")
-    store.reject([Rejection("/a", 1, "x", "too short"), Rejection("/b", 2, "y", "too short")])
-    again = make(tmp_path, rule="min 10", sources=["/a"])
-    assert "/a" not in again.done()
-    again.reject([Rejection("/a", 5, "z", "too short")])
+    store.reject([Rejection(path, 1, "x", "4 bp", Code.TOO_SHORT) for path in ("/a", "/b")])
+    again = make(tmp_path, rule="min 10", names={"/a": "/a"})
+    assert "/a" not in again.done().rows
+    again.reject([Rejection("/a", 5, "z", "4 bp", Code.TOO_SHORT)])
     rows = pq.read_table(tmp_path / "rejected.parquet").to_pylist()
-    assert {(row["source"], row["row"]) for row in rows} == {("/b", 2), ("/a", 5)}
+    assert {(row["source"], row["row"]) for row in rows} == {("/b", 1), ("/a", 5)}
+    # The rule that came between is not that of /b's record, which is looked at again too.
+    assert list(make(tmp_path, rule="min 10").done().rows) == ["/a"]
+    assert list(make(tmp_path, rule="min 20", names={"/b": "/b"}).done().rows) == ["/b"]
 
 
 def test_tables_in_one_database_keep_their_rejections_apart(tmp_path):
-    make(tmp_path, "second").reject([Rejection("/a", 1, "x", "no id")])
-    assert not make(tmp_path).done()
+    make(tmp_path, "second").reject([Rejection("/a", 1, "x", "no id", Code.NO_ID)])
+    assert not make(tmp_path).done().rows
     assert (tmp_path / "rejected-second.parquet").exists()
 
 
@@ -193,10 +201,10 @@ def test_an_id_seen_before_does_not_hide_its_first_record(tmp_path):
     store = make(tmp_path)
     store.reject(
         [
-            Rejection("f", 9, "later", "id seen before"),
-            Rejection("f", 10, "bad", "empty sequence"),
+            Rejection("f", 9, "later", "id seen before", Code.ID_SEEN_BEFORE),
+            Rejection("f", 10, "bad", "empty sequence", Code.EMPTY_SEQUENCE),
         ]
     )
     # The record of that id which is to be taken may not be done yet.
     assert [name for names in store.ids() for name in names] == ["bad"]
-    assert store.done()["f"].tolist() == [False] * 9 + [True] * 2
+    assert store.done().rows["f"].tolist() == [False] * 9 + [True] * 2

@@ -168,8 +168,8 @@ class Workers:
         """Embed chunks into the store; see `pipeline.run`, which this does on many devices.
 
         Raises:
-            InputError: as `pipeline.run`.
             TableError: rows could not be written, by a worker or by the driver.
+            ModelError: as `pipeline.run`.
             DeviceError: no worker is left, or one chunk was the end of several.
         """
         stop = stop or threading.Event()
@@ -227,8 +227,9 @@ class Workers:
         finally:
             reader.close()
             writer.close()
-        if failure or reader.error:
-            raise failure or reader.error  # type: ignore[misc]
+        if failure:
+            raise failure
+        reader.end(outcome)
         return outcome
 
     def close(self) -> None:

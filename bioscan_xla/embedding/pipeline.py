@@ -1,9 +1,10 @@
 """The road from records to committed rows: reader, device and writer side by side.
 
-Enters: an encoder, a store and chunks of records. Leaves: rows in the table, and what happened.
-Guaranteed: queues are bounded, rows are committed in whole appends only, and whatever ends the
+Input: an encoder, a store and chunks of records. Output: rows in the table, and what happened.
+Invariants: queues are bounded, rows are committed in whole appends only, and whatever ends the
 run (a broken file, a signal, a full disk) all vectors computed until then are committed first
-where the table can still be written.
+where the table can still be written. A model most of whose vectors are not finite ends the run,
+and its records are left to do.
 """
 
 import functools
@@ -21,15 +22,19 @@ import pyarrow as pa
 
 from ..encode.encoder import Encoder
 from ..encode.inference import Totals, prepare, run_jobs
-from ..errors import InputError
+from ..errors import InputError, ModelError
+from ..reads.cleaning import Code
 from ..reads.records import Chunk, Rejection
-from ..table.store import Store, make_rows, storable
+from ..table.neighbours import read_fingerprint
+from ..table.rows import make_rows, storable
+from ..table.store import Store
 
 log = logging.getLogger(__name__)
 
 _QUEUED_CHUNKS = 2  # between reader and device, and between device and writer
 _POLL_SECONDS = 0.2
 _NORM_SAMPLE = 512
+_MANY_BAD = 10  # vectors that are not finite; fewer may be chance
 
 T = TypeVar("T")
 
@@ -41,31 +46,35 @@ class Outcome:
     Attributes:
         rows_read: records looked at, rejected ones included.
         embedded: rows committed.
-        rejected: records set aside, by reason in short.
+        rejected: records set aside by the reader, by code.
+        not_finite: records set aside because of the model.
         cleaned: records changed, by cleaning rule.
         totals: what was computed.
         norms: Euclidean norms of some of the last vectors.
         last_commit: when rows were last committed (`time.time()`), None before.
+        failure: files that could not be read to their end, or too many records set aside.
     """
 
     rows_read: int = 0
     embedded: int = 0
-    rejected: Counter[str] = field(default_factory=Counter)
+    rejected: Counter[Code] = field(default_factory=Counter)
+    not_finite: int = 0
     cleaned: Counter[str] = field(default_factory=Counter)
     totals: Totals = field(default_factory=Totals)
     norms: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
     last_commit: float | None = None
+    failure: InputError | None = None
 
     @property
     def num_rejected(self) -> int:
         """Records set aside."""
-        return self.rejected.total()
+        return self.rejected.total() + self.not_finite
 
     def count(self, chunk: Chunk, norms: np.ndarray) -> None:
         """Count a chunk that is done; `norms` as from `sample_norms`."""
         self.rows_read += chunk.num_rows
         self.cleaned.update(chunk.cleaned)
-        self.rejected.update(_short(item.reason) for item in chunk.rejected)
+        self.rejected.update(item.code for item in chunk.rejected)
         self.norms = np.concatenate([self.norms, norms])[-_NORM_SAMPLE:]
 
 
@@ -106,9 +115,8 @@ def run(
         on_commit: called after each commit, on the writer's thread.
 
     Raises:
-        InputError: a file breaks off, or more than `max_errors` records were set aside; all that
-            came before is committed.
         TableError: rows could not be written.
+        ModelError: most vectors are not finite.
     """
     stop = stop or threading.Event()
     outcome = Outcome()
@@ -130,8 +138,7 @@ def run(
     finally:
         reader.close()
         writer.close()
-    if reader.error is not None:
-        raise reader.error
+    reader.end(outcome)
     return outcome
 
 
@@ -154,7 +161,13 @@ def make_part(
     values, finite = storable(vectors, schema)
     good = np.flatnonzero(ready & finite)
     rejected = tuple(
-        Rejection(chunk.source, int(chunk.rows[at]), chunk.ids[at], "its vector is not finite")
+        Rejection(
+            chunk.source,
+            int(chunk.rows[at]),
+            chunk.ids[at],
+            "its vector is not finite",
+            Code.VECTOR_NOT_FINITE,
+        )
         for at in np.flatnonzero(ready & ~finite)
     )
     metadata = chunk.metadata
@@ -193,16 +206,6 @@ def limited(
             )
 
 
-def _short(reason: str) -> str:
-    """A reason without what is particular to its record, to count by."""
-    for part in ("is no nucleotide code", "bp, shorter than", "of it is N", "is outside"):
-        if part in reason:
-            return {"bp, shorter than": "too short", "of it is N": "too many N"}.get(
-                part, f"a value {part}" if part == "is outside" else f"a character {part}"
-            )
-    return reason if len(reason) < 40 else reason[:37] + "..."
-
-
 class Reader(Generic[T]):
     """Takes items (chunks, prepared jobs) from an iterator ahead of who needs them, on a thread."""
 
@@ -230,12 +233,19 @@ class Reader(Generic[T]):
         self._closed.set()
         self._thread.join()
 
+    def end(self, outcome: Outcome) -> None:
+        """Tell the outcome what ended the input early; raise what is not the input's fault."""
+        if isinstance(self.error, InputError):
+            outcome.failure = self.error
+        elif self.error is not None:
+            raise self.error
+
     def _work(self) -> None:
         try:
             for item in self._source:
                 if not self._put((item,)):
                     return
-        except BaseException as error:  # raised again by who runs, after the commit
+        except BaseException as error:  # see `end`, after the commit
             self.error = error
         self._put(None)
 
@@ -285,6 +295,7 @@ class Writer(Generic[T]):
         self._rows: list[T] = []
         self._rejections: list[Rejection] = []
         self._waiting = 0
+        self._computed = 0
         self._thread = threading.Thread(target=self._work, name="writer", daemon=True)
         self._thread.start()
 
@@ -310,6 +321,7 @@ class Writer(Generic[T]):
             try:
                 make = self._queue.get(timeout=max(0.0, min(due - time.monotonic(), 60.0)))
                 if make is None:
+                    self._guard(self._check_model, True)
                     self._guard(self._commit)
                     return
                 self._guard(self._take, make)
@@ -329,9 +341,31 @@ class Writer(Generic[T]):
 
     def _take(self, make: Callable[[], Part[T]]) -> None:
         part = make()
+        num_bad = sum(item.code is Code.VECTOR_NOT_FINITE for item in part.rejected)
         self._rows += part.rows
         self._rejections += part.rejected
         self._waiting += part.num_rows
+        self._computed += part.num_rows + num_bad
+        self._outcome.not_finite += num_bad
+        self._check_model()
+
+    def _check_model(self, is_end: bool = False) -> None:
+        """Give up, with a commit of what is good, where most vectors are not finite."""
+        num_bad = self._outcome.not_finite
+        if 2 * num_bad <= self._computed or not (num_bad >= _MANY_BAD or is_end):
+            return
+        if num_bad < _MANY_BAD and (self._waiting or self._store.count_rows()):
+            return  # the model has made good ones
+        self._rejections = [
+            item for item in self._rejections if item.code is not Code.VECTOR_NOT_FINITE
+        ]
+        self._commit()
+        model = read_fingerprint(self._store.table).get("model", "")
+        raise ModelError(
+            f"model {model!r} gives no usable vectors: {num_bad} of {self._computed} are not "
+            "finite. Their records are left to do. Are its weights whole? Take another model, or "
+            "--dtype float32 and --vector-dtype float32 if its numbers are too large"
+        )
 
     def _commit(self) -> None:
         if self._rows:

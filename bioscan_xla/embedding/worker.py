@@ -22,7 +22,7 @@ from ..encode.encoder import Encoder, load_encoder
 from ..encode.inference import prepare, run_jobs
 from ..encode.packing import Totals
 from ..reads.records import Chunk
-from ..table.store import write_fragments
+from ..table.rows import write_fragments
 from .pipeline import Part, make_part, sample_norms
 
 

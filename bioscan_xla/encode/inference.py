@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from ..errors import InputError
-from ..reads.records import clean_sequences
+from ..reads.cleaning import clean_sequences
 from ..reads.tokens import tokenize
 from . import runtime
 from .encoder import Encoder
@@ -187,6 +187,6 @@ def embed_text(encoder: Encoder, texts: Sequence[str]) -> np.ndarray:
         InputError: one cannot be used; the message says which and why.
     """
     sequences, complaints, _ = clean_sequences(texts)
-    for number, reason in complaints.items():
-        raise InputError(f"sequence {number + 1} of {len(texts)}: {reason}")
+    for number, complaint in complaints.items():
+        raise InputError(f"sequence {number + 1} of {len(texts)}: {complaint.reason}")
     return embed_sequences(encoder, sequences)

@@ -8,7 +8,7 @@ that was whole, and then an `InputError`.
 
 import itertools
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import dnaio
 import numpy as np
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 def read_fasta(
-    source: str, options: ReadOptions, mine: Iterator[bool], done: np.ndarray
+    source: str, options: ReadOptions, is_wanted: Callable[[int, int], bool], done: np.ndarray
 ) -> Iterator[Records]:
     """Read one FASTA or FASTQ file; see `read_records`."""
     row = 0
@@ -40,7 +40,7 @@ def read_fasta(
             while True:
                 headers, sequences, broken = _take(records, options.chunk_rows)
                 if headers:
-                    is_mine = next(mine)
+                    is_mine = is_wanted(row, len(headers))
                     if not all_done(done, row, len(headers)):
                         yield _from_headers(row, headers, sequences if is_mine else None, options)
                     row += len(headers)

@@ -6,7 +6,7 @@ Invariants: no more than one batch of rows is held; a file that breaks off gives
 read and then an `InputError`.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -44,19 +44,20 @@ def metadata_schema(sources: Sequence[str], options: ReadOptions) -> pa.Schema:
 
 
 def read_records(
-    source: str, options: ReadOptions, mine: Iterator[bool], done: np.ndarray
+    source: str, options: ReadOptions, is_wanted: Callable[[int, int], bool], done: np.ndarray
 ) -> Iterator[Records]:
     """Read one file.
 
     Args:
         source: file or URL.
         options: column names and rows at a time.
-        mine: tells of each unit of work whether it is this process's.
+        is_wanted: of a first row and a number of rows, whether sequences among them are wanted;
+            of other rows only ids are read.
         done: bool, by row; stretches that are all True are passed over.
 
     Raises:
         InputError: after all that could be read.
     """
     if format_of(source) == "parquet":
-        return read_parquet(source, options, mine, done)
-    return read_fasta(source, options, mine, done)
+        return read_parquet(source, options, is_wanted, done)
+    return read_fasta(source, options, is_wanted, done)

@@ -4,14 +4,25 @@ Enters: files, globs, folders, URLs. Leaves: absolute paths and URLs of files wh
 """
 
 import glob
+import hashlib
 import itertools
+import logging
 import os
+import re
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import fsspec
 
 from ..errors import InputError
+
+log = logging.getLogger(__name__)
+
+_MARK = re.compile(r"#[0-9a-f]{12}$")
+_MARK_BYTES = 1 << 16
+_MARKS_AT_ONCE = 8
+_PATTERN = re.compile(r"[*?\[]")
 
 _SUFFIXES = {
     "parquet": (".parquet", ".pq"),
@@ -52,8 +63,89 @@ def expand_inputs(inputs: str | Sequence[str]) -> list[str]:
     Raises:
         InputError: an input names nothing, or a format that is not known.
     """
+    return list(_find_files(inputs))
+
+
+def name_inputs(inputs: str | Sequence[str]) -> tuple[dict[str, str], list[InputError]]:
+    """Files that the inputs name, and by what name each is stored in a table.
+
+    The name is the path below the folder or the fixed part of the glob that was given, or the
+    file's own name, then a mark of the content: `2024/reads.fasta#5a1c0f93be72`. So a file that
+    is moved with its folder, or to the cloud, keeps its name, and two files never share one.
+
+    Returns:
+        Path or URL to name; a second copy of a file is left out. And an error for each file that
+        cannot be read.
+
+    Raises:
+        InputError: as `expand_inputs`, or no file at all can be read.
+    """
+    names: dict[str, str] = {}
+    failures: list[InputError] = []
+    known: dict[str, str] = {}
+    found = _find_files(inputs)
+    with ThreadPoolExecutor(_MARKS_AT_ONCE) as threads:
+        marks = [threads.submit(content_mark, path) for path in found]
+    for (path, below), mark in zip(found.items(), marks, strict=True):
+        try:
+            name = f"{below}#{mark.result()}"
+        except InputError as error:
+            failures.append(error)
+            continue
+        first = known.setdefault(source_key(name), path)
+        if first == path:
+            names[path] = name
+        else:
+            log.warning("%s is the same file as %s and is read once", path, first)
+    if not names:
+        raise failures[0]
+    return names, failures
+
+
+def source_key(name: str) -> str:
+    """What identifies a source: the file's own name with the mark, wherever the file lies."""
+    return name.rsplit("/", 1)[-1] if has_mark(name) else name
+
+
+def has_mark(name: str) -> bool:
+    """False for sources of old tables, which are absolute paths or URLs."""
+    return _MARK.search(name) is not None
+
+
+def without_mark(name: str) -> str:
+    """A stored name as people read it."""
+    return _MARK.sub("", name)
+
+
+def content_mark(source: str) -> str:
+    """12 hexadecimal digits from a file's size and its first and last 64 KiB.
+
+    Parquet and gzip end with sums over what comes before, so that any change shows. A change in
+    the middle of a large plain FASTA that leaves its size as it was does not.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    filesystem, path = filesystem_of(source)
+    try:
+        size = filesystem.size(path) or 0
+        start = filesystem.cat_file(path, 0, _MARK_BYTES)
+        end = filesystem.cat_file(path, max(0, size - _MARK_BYTES), size) if size else b""
+    except Exception as error:  # each kind of store has errors of its own
+        raise InputError(
+            f"{source}: cannot be read ({error}); check its permissions, the network and the "
+            "credentials"
+        ) from error
+    digest = hashlib.blake2b(f"{size}:".encode(), digest_size=6)
+    digest.update(start)
+    digest.update(end)
+    return digest.hexdigest()
+
+
+def _find_files(inputs: str | Sequence[str]) -> dict[str, str]:
+    """Absolute path or URL of each file, and its path below what was named."""
     names = [inputs] if isinstance(inputs, str | os.PathLike) else list(inputs)
-    found: list[str] = []
+    found: dict[str, str] = {}
     for name in map(os.fspath, names):
         if is_remote(name):
             matches = _expand_remote(name)
@@ -67,12 +159,33 @@ def expand_inputs(inputs: str | Sequence[str]) -> list[str]:
             raise InputError(
                 f"{name}: no such file, or no sequence file in this folder; check the path"
             )
-        found += [match if is_remote(match) else os.path.abspath(match) for match in matches]
+        for match in matches:
+            path = match if is_remote(match) else os.path.abspath(match)
+            found.setdefault(path, _below(_fixed_part(name), path))
     if not found:
         raise InputError("no input was named; pass --input FILE")
     for source in found:
         format_of(source)
-    return list(dict.fromkeys(found))
+    return found
+
+
+def _fixed_part(name: str) -> str:
+    """A glob's folders before the first that is a pattern; another name as it is."""
+    parts = (name if is_remote(name) else Path(os.path.abspath(name)).as_posix()).split("/")
+    if is_remote(name) or not os.path.exists(name):
+        parts = list(itertools.takewhile(lambda part: not _PATTERN.search(part), parts))
+    return "/".join(parts).rstrip("/")
+
+
+def _below(folder: str, path: str) -> str:
+    if is_remote(path):
+        # Some file systems write three slashes where the user wrote two.
+        path, folder = (place.split("://", 1)[-1].lstrip("/") for place in (path, folder))
+    else:
+        path = Path(path).as_posix()
+    if path.startswith(f"{folder}/"):
+        return path[len(folder) + 1 :]
+    return path.rsplit("/", 1)[-1]
 
 
 def _is_data(path: Path) -> bool:

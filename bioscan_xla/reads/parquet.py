@@ -5,7 +5,7 @@ Output: `Records`, a few at a time, in the order of the file.
 Invariants: no more than one batch of rows is held; columns are checked before rows are read.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -42,7 +42,7 @@ def require_columns(source: str, schema: pa.Schema, names: Sequence[str], option
 
 
 def read_parquet(
-    source: str, options: ReadOptions, mine: Iterator[bool], done: np.ndarray
+    source: str, options: ReadOptions, is_wanted: Callable[[int, int], bool], done: np.ndarray
 ) -> Iterator[Records]:
     """Read one Parquet file; see `read_records`."""
     file = open_parquet(source)
@@ -53,19 +53,16 @@ def read_parquet(
     wanted = {options.name(name): name for name in (*RANKS, *POSITIONS)}
     wanted |= {name: name for name in options.keep}
     wanted = {theirs: our for theirs, our in wanted.items() if theirs in schema.names}
-    by_group = file.num_row_groups > 1
     first_row = 0
     for group in range(file.num_row_groups):
         num_rows = file.metadata.row_group(group).num_rows
-        is_mine = next(mine) if by_group else True
         if all_done(done, first_row, num_rows):
             first_row += num_rows
             continue
+        is_mine = is_wanted(first_row, num_rows)
         columns = [id_name, sequence_name, *wanted] if is_mine else [id_name]
         try:
             for batch in file.iter_batches(options.chunk_rows, [group], columns):
-                if not by_group:
-                    is_mine = next(mine)
                 if not all_done(done, first_row, batch.num_rows):
                     table = pa.Table.from_batches([batch])
                     yield Records(

@@ -69,7 +69,7 @@ class Records:
     Attributes:
         first_row: row number in the file, from 0.
         ids: None where the file has none.
-        sequences: None for all rows when another process computes them and only ids matter.
+        sequences: None where none of these rows is wanted and only ids matter.
         metadata: columns that the file has, under our names.
     """
 

@@ -1,51 +1,46 @@
 """Raw records to clean ones: the reader that the whole program takes its sequences from.
 
-Enters: files. Leaves: `Chunk` records in the order of the files, their sequences upper-case ACGTN
-only, and for each record that cannot be used a `Rejection` with its reason. Guaranteed: a record
-is in exactly one place; the first of several with one id is taken, however many processes read;
-memory does not grow with the file but for 8 bytes an id.
+Input: files, and which part of them is wanted.
+Output: `Chunk` records in the order of the files, their sequences upper-case ACGTN only, and for
+each record that cannot be used a `Rejection` with its reason.
+Invariants: a record is in exactly one place; the first of several with one id is taken, however
+many processes read; no chunk crosses the border of a block (see `shares`); a file that cannot be
+read does not stop the files after it; memory does not grow with the file but for 8 bytes an id.
 """
 
-import itertools
+import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ..errors import InputError
+from .cleaning import Code, Complaint, clean_sequences
 from .files import read_records
+from .inputs import source_key
 from .raw import POSITIONS, ReadOptions, Records
+from .shares import ALL, Share, split_at_blocks
 
-CLEANING = ("case", "u_to_t", "gaps", "iupac_to_n", "trimmed_n")
-"""The cleaning rules, in the order they are applied; each counts the records it changed."""
-
-SEEN_BEFORE = "id seen before"
-"""Why a record whose id an earlier one had is rejected."""
-
-_LOWER, _URACIL, _GAP, _IUPAC, _N, _ILLEGAL = 1, 2, 4, 8, 16, 32
-_GAPS = "-.~ \t\r\n"
-_FLAGS = np.full(256, _ILLEGAL, np.uint8)
-for _letters, _flag in (("ACGT", 0), ("U", _URACIL), ("RYSWKMBDHV", _IUPAC), ("N", _N)):
-    for _letter in _letters:
-        _FLAGS[ord(_letter)] = _flag
-        _FLAGS[ord(_letter.lower())] = _flag | _LOWER
-for _letter in _GAPS:
-    _FLAGS[ord(_letter)] = _GAP
-_TRANSLATION = str.maketrans("URYSWKMBDHV", "TNNNNNNNNNN", _GAPS)
+log = logging.getLogger(__name__)
 
 _LIMITS = {"latitude": 90.0, "longitude": 180.0}
+_NO_ID = Complaint(Code.NO_ID, "no id")
+_SEEN_BEFORE = Complaint(Code.ID_SEEN_BEFORE, "id seen before")
 
 
 @dataclass(frozen=True)
 class Rejection:
-    """A record that cannot be used, and why."""
+    """A record that cannot be used: where it is, a sentence to read and a code to count by."""
 
     source: str
     row: int
     sequence_id: str | None
     reason: str
+    code: Code
 
 
 @dataclass(frozen=True)
@@ -53,14 +48,14 @@ class Chunk:
     """Neighbouring records of one file.
 
     Attributes:
-        source: file or URL.
+        source: by what name it is stored.
         num_rows: rows looked at, rejected ones included.
         rows: (kept,) int64, row numbers in the source.
         ids: (kept,) sequence ids.
         sequences: (kept,) upper-case ACGTN.
         metadata: (kept,) the columns of `metadata_schema`.
         rejected: the records set aside.
-        cleaned: records changed, by rule of `CLEANING`.
+        cleaned: records changed, by rule of `cleaning.CLEANING`.
     """
 
     source: str
@@ -112,8 +107,8 @@ def read_chunks(
     *,
     done: Mapping[str, np.ndarray] | None = None,
     known_ids: Iterable[Sequence[str]] = (),
-    process_index: int = 0,
-    process_count: int = 1,
+    share: Share = ALL,
+    names: Mapping[str, str] | None = None,
 ) -> Iterator[Chunk]:
     """Read and clean files.
 
@@ -123,34 +118,77 @@ def read_chunks(
         schema: what `metadata_schema` gave.
         done: per source, a bool for each row that needs no more work.
         known_ids: ids that count as seen before.
-        process_index: which of several processes this is.
-        process_count: how many share the work. A unit of work is a row group of a Parquet file
-            that has several, else `chunk_rows` rows.
+        share: the part of every source that is wanted. Of the others' rows only ids are read, so
+            that every process judges repeated ids in the same way.
+        names: by what name each source is stored; by default the source itself.
 
     Raises:
-        InputError: a file cannot be read (any further); all before it has been yielded.
+        InputError: files could not be read, or not to their end; all that could be read of these
+            and of the others has been yielded.
     """
     seen = _SeenIds()
-    for names in known_ids:
-        seen.add(names)
-    mine = itertools.cycle([index == process_index for index in range(process_count)])
+    for ids in known_ids:
+        seen.add(ids)
     nothing = np.zeros(0, bool)
+    failures: list[InputError] = []
     for source in sources:
+        name = (names or {}).get(source, source)
         finished = (done or {}).get(source, nothing)
-        for records in read_records(source, options, mine, finished):
-            ids = [(name.strip() or None) if name else None for name in records.ids]
-            part = finished[records.first_row : records.first_row + len(ids)]
-            todo = np.ones(len(ids), bool)
-            todo[: len(part)] = ~part
-            # Rows that are done have their ids among the known ones.
-            places = np.flatnonzero(todo)
-            duplicate = seen.add([ids[place] for place in places])
-            if records.sequences is not None:
-                yield _clean(source, records, ids, places, duplicate, options, schema)
+        try:
+            yield from _read_source(source, name, options, schema, finished, seen, share)
+        except InputError as error:
+            log.error("%s", error)
+            failures.append(error)
+    if failures:
+        raise join_failures(failures)
+
+
+def join_failures(failures: Sequence[InputError]) -> InputError:
+    """One error for several files."""
+    if len(failures) == 1:
+        return failures[0]
+    return InputError(
+        "\n  ".join([f"{len(failures)} files could not be read:", *map(str, failures)])
+    )
+
+
+def _read_source(
+    source: str,
+    name: str,
+    options: ReadOptions,
+    schema: pa.Schema,
+    done: np.ndarray,
+    seen: _SeenIds,
+    share: Share,
+) -> Iterator[Chunk]:
+    key = source_key(name)
+
+    def todo(first_row: int, num_rows: int) -> np.ndarray:
+        part = done[first_row : first_row + num_rows]
+        result = np.ones(num_rows, bool)
+        result[: len(part)] = ~part
+        return result
+
+    def is_wanted(first_row: int, num_rows: int) -> bool:
+        mine = share.of(key, first_row, num_rows)
+        return bool((mine & todo(first_row, num_rows)).any())
+
+    for records in read_records(source, options, is_wanted, done):
+        first_row, num_rows = records.first_row, len(records.ids)
+        # Rows that are done have their ids among the known ones.
+        missing = todo(first_row, num_rows)
+        ids = [(text.strip() or None) if text else None for text in records.ids]
+        duplicate = np.zeros(num_rows, bool)
+        duplicate[missing] = seen.add([ids[place] for place in np.flatnonzero(missing)])
+        wanted = missing & share.of(key, first_row, num_rows)
+        for block in split_at_blocks(first_row, num_rows):
+            places = block.start + np.flatnonzero(wanted[block])
+            if len(places):
+                yield _clean(name, records, ids, places, duplicate[places], options, schema)
 
 
 def _clean(
-    source: str,
+    name: str,
     records: Records,
     ids: list[str | None],
     places: np.ndarray,
@@ -158,140 +196,89 @@ def _clean(
     options: ReadOptions,
     schema: pa.Schema,
 ) -> Chunk:
+    """Judge the records at these places of what was read."""
     assert records.sequences is not None
     raw = [records.sequences[place] or "" for place in places]
     sequences, complaints, cleaned = clean_sequences(raw, options)
-    metadata, wrong_values = _shape_metadata(records.metadata, len(ids), schema)
+    metadata = records.metadata
+    if len(places) < len(ids) and metadata.num_columns:
+        metadata = metadata.take(pa.array(places))
+    metadata, wrong_values, num_nan = _shape_metadata(metadata, len(places), schema)
+    changes = Counter(cleaned)
+    changes["nan_position"] += num_nan
     kept: list[int] = []
     rejected: list[Rejection] = []
     for number, place in enumerate(places.tolist()):
-        name = ids[place]
-        reason = (
-            "no id"
-            if name is None
-            else SEEN_BEFORE
-            if duplicate[number]
-            else complaints.get(number) or wrong_values.get(place)
-        )
-        if reason is None:
+        sequence_id = ids[place]
+        changes["id_stripped"] += sequence_id is not None and sequence_id != records.ids[place]
+        if sequence_id is None:
+            complaint: Complaint | None = _NO_ID
+        elif duplicate[number]:
+            complaint = _SEEN_BEFORE
+        else:
+            complaint = complaints.get(number) or wrong_values.get(number)
+        if complaint is None:
             kept.append(number)
         else:
-            rejected.append(Rejection(source, records.first_row + place, name, reason))
-    rows = places[kept]
-    if len(rows) < metadata.num_rows:
-        metadata = metadata.take(pa.array(rows))
+            row = records.first_row + place
+            rejected.append(Rejection(name, row, sequence_id, complaint.reason, complaint.code))
+    if len(kept) < metadata.num_rows:
+        metadata = metadata.take(pa.array(kept, pa.int64()))
     return Chunk(
-        source,
+        name,
         len(places),
-        rows + records.first_row,
-        [ids[row] for row in rows],
+        places[kept] + records.first_row,
+        [cast(str, ids[place]) for place in places[kept]],
         [sequences[number] for number in kept],
         metadata,
         tuple(rejected),
-        cleaned,
+        dict(changes),
     )
-
-
-def clean_sequences(
-    sequences: Sequence[str], options: ReadOptions | None = None
-) -> tuple[list[str], dict[int, str], dict[str, int]]:
-    """Clean sequences: upper case, U to T, gaps out, IUPAC codes to N, surrounding N off.
-
-    Gaps are `-`, `.`, `~` and white space.
-
-    Returns:
-        The cleaned sequences; for each unusable one its number and reason; records changed by rule.
-    """
-    options = options or ReadOptions()
-    result = list(sequences)
-    complaints: dict[int, str] = {}
-    cleaned: Counter[str] = Counter()
-    for number in np.flatnonzero(_flags_of(sequences)).tolist():
-        text = sequences[number]
-        flags = int(_flags_of([text])[0])
-        if flags & _ILLEGAL:
-            complaints[number] = _first_illegal(text)
-            continue
-        text = text.upper().translate(_TRANSLATION)
-        trimmed = text.strip("N")
-        changes = (_LOWER, _URACIL, _GAP, _IUPAC)
-        cleaned.update(rule for rule, flag in zip(CLEANING, changes, strict=False) if flags & flag)
-        cleaned["trimmed_n"] += len(trimmed) < len(text)
-        result[number] = trimmed
-        if trimmed and trimmed.count("N") > options.max_n_fraction * len(trimmed):
-            share = 100 * trimmed.count("N") / len(trimmed)
-            complaints[number] = (
-                f"{share:.0f} % of it is N, more than {100 * options.max_n_fraction:.0f} %"
-            )
-    for number, text in enumerate(result):
-        if len(text) < options.min_length_bp and number not in complaints:
-            complaints[number] = (
-                f"{len(text)} bp, shorter than {options.min_length_bp} bp"
-                if text
-                else "empty sequence"
-            )
-    return result, complaints, dict(cleaned)
-
-
-def _flags_of(sequences: Sequence[str]) -> np.ndarray:
-    """For each sequence, the flags of all its characters together, (sequences,) uint8."""
-    text = "\n".join(sequences) + "\n"
-    if not text.isascii():
-        # A letter beyond ASCII would shift the bytes; every one of them is illegal.
-        text = text.encode("ascii", "replace").decode()
-    flags = _FLAGS[np.frombuffer(text.encode(), np.uint8)]
-    lengths = np.fromiter(map(len, sequences), np.int64, len(sequences)) + 1
-    ends = np.cumsum(lengths)
-    flags[ends - 1] = 0  # the separators
-    return np.bitwise_or.reduceat(flags, ends - lengths) if len(sequences) else flags[:0]
-
-
-def _first_illegal(text: str) -> str:
-    place, letter = next(
-        (place, letter)
-        for place, letter in enumerate(text)
-        if not letter.isascii() or _FLAGS[ord(letter)] & _ILLEGAL
-    )
-    return f"character {letter!r} at base {place + 1} is no nucleotide code"
 
 
 def _shape_metadata(
     table: pa.Table, num_rows: int, schema: pa.Schema
-) -> tuple[pa.Table, dict[int, str]]:
-    """Cast to the schema, absent columns null; and what is wrong with a row's values."""
-    wrong: dict[int, str] = {}
+) -> tuple[pa.Table, dict[int, Complaint], int]:
+    """Cast to the schema, absent columns null; what is wrong with rows; rows with a NaN."""
+    wrong: dict[int, Complaint] = {}
+    is_nan = np.zeros(num_rows, bool)
     columns = []
     for field in schema:
         if field.name not in table.column_names:
             columns.append(pa.nulls(num_rows, field.type))
         elif field.name in POSITIONS:
-            columns.append(_numbers(field.name, table[field.name], wrong))
+            columns.append(_numbers(field.name, table[field.name], wrong, is_nan))
         else:
             columns.append(table[field.name].cast(field.type))
-    return pa.table(columns, schema=schema), wrong
+    return pa.table(columns, schema=schema), wrong, int(is_nan.sum())
 
 
-def _numbers(name: str, column: pa.ChunkedArray, wrong: dict[int, str]) -> pa.Array:
+def _numbers(
+    name: str, column: pa.ChunkedArray, wrong: dict[int, Complaint], is_nan: np.ndarray
+) -> pa.Array:
     column = column.combine_chunks()
     try:
         values = column.cast(pa.float64())
     except pa.ArrowInvalid:
         values = _parse_one_by_one(name, column, wrong)
-    values = pc.if_else(pc.is_nan(values), pa.scalar(None, pa.float64()), values)
+    nan = pc.fill_null(pc.is_nan(values), False)
+    is_nan |= nan.to_numpy(zero_copy_only=False)
+    values = pc.if_else(nan, pa.scalar(None, pa.float64()), values)
     limit = _LIMITS.get(name, np.finfo(np.float64).max)
     outside = pc.fill_null(pc.greater(pc.abs(values), limit), False)
     for row in np.flatnonzero(outside.to_numpy(zero_copy_only=False)).tolist():
         span = f"outside -{limit:.0f} to {limit:.0f}" if name in _LIMITS else "not finite"
-        wrong.setdefault(row, f"{name} {values[row].as_py():g} is {span}")
+        reason = f"{name} {values[row].as_py():g} is {span}"
+        wrong.setdefault(row, Complaint(Code.IMPOSSIBLE_VALUE, reason))
     return values
 
 
-def _parse_one_by_one(name: str, column: pa.Array, wrong: dict[int, str]) -> pa.Array:
+def _parse_one_by_one(name: str, column: pa.Array, wrong: dict[int, Complaint]) -> pa.Array:
     values: list[float | None] = []
     for row, text in enumerate(column.to_pylist()):
         try:
             values.append(float(text) if text not in (None, "") else None)
         except ValueError:
             values.append(None)
-            wrong[row] = f"{name} {text!r} is no number"
+            wrong[row] = Complaint(Code.IMPOSSIBLE_VALUE, f"{name} {text!r} is no number")
     return pa.array(values, pa.float64())

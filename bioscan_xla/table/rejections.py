@@ -1,27 +1,38 @@
 """The records that could not be used: `rejected.parquet` beside the table.
 
-Enters: rejections. Leaves: a Parquet file of source, row, id and reason, one for each process
-that writes. Guaranteed: the file is whole at every moment; a record that was rejected under the
-same rule is not looked at again.
+Input: rejections. Output: a Parquet file of source, row, id, code and reason, one for each process
+that writes. Invariants: the file is whole at every moment. A record counts as done only under the
+rule by which it was read, and, where the model was the cause, only for that model.
 """
 
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import fsspec
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..errors import TableError
+from ..reads.cleaning import Code
+from ..reads.inputs import source_key
 from ..reads.records import Rejection
 
-_RULE_KEY = b"bioscan_xla.reading"
+_OLD_RULE_KEY = b"bioscan_xla.reading"  # earlier versions kept one rule for the whole file
+_OLD_REASONS = {
+    "id seen before": Code.ID_SEEN_BEFORE,
+    "its vector is not finite": Code.VECTOR_NOT_FINITE,
+}
 _SCHEMA = pa.schema(
     [
         ("source", pa.string()),
         ("row", pa.int64()),
         ("sequence_id", pa.string()),
+        ("code", pa.string()),
         ("reason", pa.string()),
+        ("rule", pa.string()),
+        ("model", pa.string()),  # null unless the model was the cause
     ]
 )
 
@@ -29,27 +40,37 @@ _SCHEMA = pa.schema(
 class Rejections:
     """What this process set aside, on disk; and what the others did, for reading."""
 
-    def __init__(self, uri: str, table: str, process_index: int, rule: str, sources: Sequence[str]):
-        """Load what an earlier run left; under another `rule`, forget that of this run's sources.
+    def __init__(
+        self,
+        uri: str,
+        table: str,
+        process_index: int = 0,
+        rule: str = "",
+        fingerprint: Mapping[str, str] | None = None,
+        sources: Collection[str] = (),
+    ):
+        """Load what an earlier run left; forget what has to be looked at again.
 
         Args:
             uri: database folder or URL.
             table: name of the table; only `embeddings` has the plain file name.
             process_index: whose file is written.
             rule: how records are read and judged.
-            sources: what this run reads.
+            fingerprint: of the model.
+            sources: what this run reads: keys of names, and whole paths as old tables have them.
         """
         self._filesystem, self._folder = fsspec.core.url_to_fs(uri)
         self._stem = "rejected" if table == "embeddings" else f"rejected-{table}"
-        self._rule = rule
+        self._rule, self._model = rule, _mark_of(fingerprint or {})
         self._path = f"{self._folder}/{self._name(process_index)}"
         self._table = _SCHEMA.empty_table()
+        self._is_stale = False
         if self._filesystem.exists(self._path):
-            self._table, old_rule = self._read(self._path)
-            if old_rule != rule:
-                again = set(sources)
-                keep = [source not in again for source in self._table["source"].to_pylist()]
-                self._table = self._table.filter(pa.array(keep, pa.bool_()))
+            there = self._read(self._path)
+            ours = [source_key(name) in sources for name in there["source"].to_pylist()]
+            keep = pc.or_(self._holds(there), pc.invert(pa.array(ours, pa.bool_())))
+            self._table = there.filter(keep)
+            self._is_stale = len(self._table) < len(there)
 
     def add(self, rejections: Sequence[Rejection]) -> None:
         """Add to the file.
@@ -57,39 +78,69 @@ class Rejections:
         Raises:
             TableError: it could not be written; what was there before still is.
         """
-        if not rejections:
+        if not rejections and not self._is_stale:
             return
-        new = pa.Table.from_pylist([vars(item) for item in rejections], schema=_SCHEMA)
-        self._table = pa.concat_tables([self._table, new]).combine_chunks()
+        new = [
+            vars(item)
+            | {
+                "code": item.code.value,
+                "rule": self._rule,
+                "model": self._model if item.code is Code.VECTOR_NOT_FINITE else None,
+            }
+            for item in rejections
+        ]
+        table = pa.concat_tables([self._table, pa.Table.from_pylist(new, schema=_SCHEMA)])
         try:
             with self._filesystem.open(f"{self._path}.part", "wb") as handle:
-                metadata = {_RULE_KEY: self._rule.encode()}
-                pq.write_table(self._table.replace_schema_metadata(metadata), handle)
+                pq.write_table(table, handle)
             self._filesystem.mv(f"{self._path}.part", self._path)
         except OSError as error:
             raise TableError(
                 f"{self._path}: the rejected records could not be written ({error}); check the "
                 "free space and permissions, then run again to go on"
             ) from error
+        self._table, self._is_stale = table.combine_chunks(), False
 
-    def of_all_processes(self) -> pa.Table:
-        """The rejected records of all processes that were judged under this run's rule."""
+    def done(self) -> pa.Table:
+        """What all processes rejected under this run's rule and, where it matters, by its model."""
         tables = [self._table]
         for path in self._filesystem.glob(f"{self._folder}/{self._stem}*.parquet"):
             name = path.rsplit("/", 1)[-1]
             # `rejected-other.parquet` belongs to the table `other`.
-            if path == self._path or not re.fullmatch(rf"{self._stem}(-\d+)?\.parquet", name):
-                continue
-            table, rule = self._read(path)
-            if rule == self._rule:
-                tables.append(table)
-        return pa.concat_tables(tables)
+            if path != self._path and re.fullmatch(rf"{self._stem}(-\d+)?\.parquet", name):
+                tables.append(self._read(path))
+        together = pa.concat_tables(tables)
+        return together.filter(self._holds(together))
+
+    def _holds(self, table: pa.Table) -> pa.ChunkedArray:
+        """For each row, whether it still says that its record is done."""
+        same_rule = pc.equal(table["rule"], self._rule)
+        same_model = pc.or_(
+            pc.not_equal(table["code"], Code.VECTOR_NOT_FINITE.value),
+            pc.fill_null(pc.equal(table["model"], self._model), False),
+        )
+        return pc.and_(same_rule, same_model)
 
     def _name(self, process_index: int) -> str:
         return f"{self._stem}{f'-{process_index}' if process_index else ''}.parquet"
 
-    def _read(self, path: str) -> tuple[pa.Table, str]:
+    def _read(self, path: str) -> pa.Table:
         with self._filesystem.open(path, "rb") as handle:
             table = pq.read_table(handle)
-        rule = (table.schema.metadata or {}).get(_RULE_KEY, b"").decode()
-        return table.replace_schema_metadata(None).cast(_SCHEMA), rule
+        if "code" not in table.column_names:
+            rule = (table.schema.metadata or {}).get(_OLD_RULE_KEY, b"").decode()
+            reasons = table["reason"].to_pylist()
+            codes = [_OLD_REASONS.get(reason, Code.UNKNOWN).value for reason in reasons]
+            table = table.append_column("code", pa.array(codes, pa.string()))
+            table = table.append_column("rule", pa.array([rule] * len(table), pa.string()))
+            table = table.append_column("model", pa.nulls(len(table), pa.string()))
+        return table.replace_schema_metadata(None).select(_SCHEMA.names).cast(_SCHEMA)
+
+
+def _mark_of(fingerprint: Mapping[str, str]) -> str:
+    """All that decides what a vector is; not where the model lies."""
+    decisive = {key: value for key, value in fingerprint.items() if key not in _HINTS}
+    return json.dumps(decisive, sort_keys=True)
+
+
+_HINTS = ("model", "revision", "adapter", "version")

@@ -1,4 +1,4 @@
-"""The writing side of the table: schema, done rows, append, indexes.
+"""The writing side of the table: done rows, append, indexes.
 
 Input: vectors and metadata with where they came from. Output: rows, and what is already there.
 Invariants: an append is one atomic commit that carries its own progress (`source`, `row`), so a
@@ -8,8 +8,7 @@ way (model, pooling, ...) are never mixed in.
 
 import json
 import logging
-import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,41 +16,36 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import torch
 from lancedb.index import Bitmap, BTree, IvfRq
 
 from ..errors import TableError
+from ..reads.cleaning import Code
+from ..reads.inputs import has_mark, source_key, without_mark
 from ..reads.lineages import RANKS
-from ..reads.records import SEEN_BEFORE, Rejection
-from .embedding_function import column_metadata
+from ..reads.records import Rejection
+from ..reads.shares import ALL, Share
 from .neighbours import FINGERPRINT_KEY, connect, exists, first_line
 from .rejections import Rejections
+from .rows import not_written, reader_of
 
 log = logging.getLogger(__name__)
 
-_ROWS_PER_BATCH = 1024
+_COUNT_KEY = "bioscan_xla.process_count"  # metadata of column `source`
 _INDEX_ROWS = 5_000  # fewer do not fill the clusters of a vector index
 
 
-def table_schema(
-    hidden: int,
-    vector_dtype: str,
-    metadata_schema: pa.Schema,
-    store_sequences: bool,
-    fingerprint: Mapping[str, str],
-) -> pa.Schema:
-    """Schema of the table: id, sequence, metadata, provenance, vector."""
-    fields = [pa.field("sequence_id", pa.string())]
-    if store_sequences:
-        fields.append(pa.field("dna_sequence", pa.string()))
-    fields += list(metadata_schema)
-    fields += [pa.field("source", pa.string()), pa.field("row", pa.int64())]
-    dtype = pa.float16() if vector_dtype == "float16" else pa.float32()
-    fields.append(pa.field("vector", pa.list_(dtype, hidden)))
-    metadata: dict[bytes, bytes] = {FINGERPRINT_KEY: json.dumps(dict(fingerprint)).encode()}
-    if store_sequences:
-        metadata |= column_metadata(fingerprint, hidden)
-    return pa.schema(fields, metadata)
+@dataclass(frozen=True)
+class Done:
+    """What needs no more work.
+
+    Attributes:
+        rows: per path of this run, a bool by row: True where it is in the table or was rejected.
+        num_usable: records of these sources that the table has, under their own or an earlier
+            record's id.
+    """
+
+    rows: dict[str, np.ndarray]
+    num_usable: int
 
 
 @dataclass
@@ -62,11 +56,15 @@ class Store:
         uri: database folder or URL.
         table: the LanceDB table.
         rejections: the record of what was set aside.
+        names: path of each source of this run, and by what name it is stored.
+        process_count: how many processes share the input.
     """
 
     uri: str
     table: Any
     rejections: Rejections
+    names: Mapping[str, str]
+    process_count: int
 
     @classmethod
     def open(
@@ -75,9 +73,10 @@ class Store:
         name: str,
         schema: pa.Schema,
         *,
-        process_index: int = 0,
         rule: str = "",
-        sources: Sequence[str] = (),
+        names: Mapping[str, str] | None = None,
+        share: Share = ALL,
+        reshare: bool = False,
     ) -> "Store":
         """Open a table, or create it.
 
@@ -85,15 +84,19 @@ class Store:
             uri: database folder or URL.
             name: table name.
             schema: what `table_schema` gave.
-            process_index: of several processes that append, which this is.
-            rule: how records are read; if it differs from the last run's, records of `sources`
-                that were rejected then are looked at again.
-            sources: what this run reads.
+            rule: how records are read; what was rejected under another rule is looked at again.
+            names: what this run reads, as from `name_inputs`.
+            share: which of how many processes this is.
+            reshare: take the table over from another number of processes.
 
         Raises:
-            TableError: not writable, or made by another model or with other columns; the message
-                shows the difference.
+            TableError: not writable, made by another model or with other columns (the message
+                shows the difference), or filled by another number of processes.
         """
+        names = names or {}
+        count = {_COUNT_KEY: str(share.count)}
+        at = schema.get_field_index("source")
+        schema = schema.set(at, schema.field(at).with_metadata(count))
         try:
             if "://" not in uri:
                 Path(uri).mkdir(parents=True, exist_ok=True)
@@ -102,43 +105,83 @@ class Store:
                 # Another process may be creating it at this moment.
                 database.create_table(name, schema=schema, exist_ok=True)
             table = database.open_table(name)
+            try:
+                _compare(uri, name, table.schema, schema)
+            except TableError:
+                if table.count_rows():
+                    raise
+                # Begun by a run that failed before its first row: nothing to spoil.
+                table = database.create_table(name, schema=schema, mode="overwrite")
+            if _process_count(table) != share.count:
+                if table.count_rows() and _process_count(table) and not reshare:
+                    raise _other_count(uri, name, table, share.count)
+                table.update_field_metadata({"path": "source", "metadata": count})
+                table.checkout_latest()
         except (OSError, RuntimeError, ValueError) as error:
+            if isinstance(error, TableError):
+                raise
             raise TableError(
                 f"{uri}: the table {name!r} cannot be opened or created ({first_line(error)}); "
                 "check the path, its permissions and the free space"
             ) from error
-        try:
-            _compare(uri, name, table.schema, schema)
-        except TableError:
-            if table.count_rows():
-                raise
-            # Begun by a run that failed before its first row: nothing to spoil.
-            table = database.create_table(name, schema=schema, mode="overwrite")
-        return cls(uri, table, Rejections(uri, name, process_index, rule, sources))
+        fingerprint = json.loads((schema.metadata or {})[FINGERPRINT_KEY])
+        ours = {*map(source_key, names.values()), *names}
+        rejections = Rejections(uri, name, share.index, rule, fingerprint, ours)
+        return cls(uri, table, rejections, names, share.count)
 
     @property
     def hidden(self) -> int:
         """Length of a vector."""
         return self.table.schema.field("vector").type.list_size
 
-    def done(self) -> dict[str, np.ndarray]:
-        """For each source, a bool by row: True where the row is in the table or was rejected."""
+    def done(self) -> Done:
+        """What this run need not look at again; warns of files that changed."""
+        # Old tables have the whole path.
+        ours = {source_key(name): path for path, name in self.names.items()}
+        ours |= {path: path for path in self.names}
         rows: dict[str, list[np.ndarray]] = {}
-        batches = self.table.search().select(["source", "row"]).to_batches(1 << 16)
-        rejected = self.rejections.of_all_processes().select(["source", "row"]).to_batches()
-        for batch in (*batches, *rejected):
+        known: set[str] = set()
+        num_usable = 0
+        rejected = self.rejections.done()
+        same_id = pc.equal(rejected["code"], Code.ID_SEEN_BEFORE.value)
+        for batch, is_usable in (
+            *((b, True) for b in self._scan(["source", "row"])),
+            *((b, True) for b in rejected.filter(same_id).to_batches()),
+            *((b, False) for b in rejected.filter(pc.invert(same_id)).to_batches()),
+        ):
             sources = batch["source"].dictionary_encode()
             numbers = batch["row"].to_numpy()
             which = sources.indices.to_numpy()
             for code, source in enumerate(sources.dictionary.to_pylist()):
-                rows.setdefault(source, []).append(numbers[which == code])
+                known.add(source)
+                path = ours.get(source_key(source))
+                if path is not None:
+                    rows.setdefault(path, []).append(numbers[which == code])
+                    num_usable += is_usable * len(rows[path][-1])
+        self._warn_of_changes(known)
         result = {}
-        for source, parts in rows.items():
+        for path, parts in rows.items():
             bitmap = np.zeros(max(int(part.max()) for part in parts if len(part)) + 1, bool)
             for part in parts:
                 bitmap[part] = True
-            result[source] = bitmap
-        return result
+            result[path] = bitmap
+        return Done(result, num_usable)
+
+    def _warn_of_changes(self, known: Collection[str]) -> None:
+        current = set(map(source_key, self.names.values()))
+        earlier = {
+            without_mark(name)
+            for name in known
+            if has_mark(name) and source_key(name) not in current
+        }
+        there = set(map(source_key, known))
+        for path, name in self.names.items():
+            if without_mark(name) in earlier and source_key(name) not in there:
+                log.warning(
+                    "%s changed since it was embedded: it is read anew, and records whose ids the "
+                    "table has are set aside",
+                    path,
+                )
 
     def ids(self) -> Iterator[list[str]]:
         """All ids in the table and among the rejected, some thousand at a time.
@@ -146,11 +189,26 @@ class Store:
         Not those rejected as seen before: where several write, the record that they repeat may be
         one that is still to be done, and would then be lost.
         """
-        for batch in self.table.search().select(["sequence_id"]).to_batches(1 << 14):
+        for batch in self._scan(["sequence_id"], 1 << 14):
             yield batch["sequence_id"].to_pylist()
-        rejected = self.rejections.of_all_processes()
-        first = rejected.filter(pc.not_equal(rejected["reason"], SEEN_BEFORE))
+        rejected = self.rejections.done()
+        first = rejected.filter(pc.not_equal(rejected["code"], Code.ID_SEEN_BEFORE.value))
         yield [name for name in first["sequence_id"].to_pylist() if name is not None]
+
+    def _scan(self, columns: list[str], batch_rows: int = 1 << 16) -> pa.RecordBatchReader:
+        return self.table.search().select(columns).to_batches(batch_rows)
+
+    def _check_still_ours(self) -> None:
+        """Before a commit: nobody has taken the table over since it was opened."""
+        fingerprint = self.table.schema.metadata[FINGERPRINT_KEY]
+        self.table.checkout_latest()
+        if self.table.schema.metadata.get(FINGERPRINT_KEY) != fingerprint:
+            raise TableError(
+                f"{self.uri}: another run has replaced the table while this one was computing; "
+                "name another --table or --db"
+            )
+        if _process_count(self.table) != self.process_count:
+            raise _other_count(self.uri, self.table.name, self.table, self.process_count)
 
     def append(self, parts: Sequence[pa.Table]) -> None:
         """Add rows in one atomic commit.
@@ -159,9 +217,12 @@ class Store:
             TableError: nothing was added.
         """
         try:
-            self.table.add(_reader(parts, self.table.schema))
+            self._check_still_ours()
+            self.table.add(reader_of(parts, self.table.schema))
+        except TableError:
+            raise
         except (OSError, RuntimeError, ValueError) as error:
-            raise _not_written(self.uri, error) from error
+            raise not_written(self.uri, error) from error
 
     def append_fragments(self, fragments: Sequence[Any]) -> None:
         """Add what `write_fragments` wrote, here or on other hosts, in one atomic commit.
@@ -180,11 +241,14 @@ class Store:
                         "database must be one folder for all hosts: a shared disk, gs:// or s3://"
                     )
         try:
+            self._check_still_ours()
             append = lance.LanceOperation.Append(list(fragments))
             lance.LanceDataset.commit(location, append, read_version=self.table.version)
             self.table.checkout_latest()
+        except TableError:
+            raise
         except (OSError, RuntimeError, ValueError) as error:
-            raise _not_written(self.uri, error) from error
+            raise not_written(self.uri, error) from error
 
     def reject(self, rejections: Sequence[Rejection]) -> None:
         """Record what cannot be used in `rejected.parquet` beside the table."""
@@ -221,82 +285,18 @@ class Store:
             log.warning("the table is complete but not compacted or indexed: %s", error)
 
 
-def storable(vectors: np.ndarray, schema: pa.Schema) -> tuple[np.ndarray, np.ndarray]:
-    """Vectors in the table's dtype, and for each whether all its numbers are finite there."""
-    dtype = schema.field("vector").type.value_type.to_pandas_dtype()
-    squares = np.einsum("ij,ij->i", vectors, vectors)
-    finite = squares <= 1e9  # no number above the square root of that; False for NaN
-    for row in np.flatnonzero(~finite):
-        finite[row] = np.abs(vectors[row]).max() <= np.finfo(dtype).max
-    if dtype == np.float16:
-        vectors = torch.from_numpy(vectors).half().numpy()  # several times faster than numpy
-    return vectors, finite
+def _process_count(table: Any) -> int | None:
+    """How many processes fill a table; None for one of an earlier version."""
+    count = (table.schema.field("source").metadata or {}).get(_COUNT_KEY.encode())
+    return int(count) if count else None
 
 
-def make_rows(
-    ids: Sequence[str],
-    sequences: Sequence[str],
-    metadata: pa.Table,
-    source: str,
-    rows: np.ndarray,
-    vectors: np.ndarray,
-    schema: pa.Schema,
-) -> pa.Table:
-    """Columns as the table has them; `vectors` (rows, hidden) as from `storable`."""
-    vector_type = schema.field("vector").type
-    columns: dict[str, Any] = {name: metadata[name] for name in metadata.column_names}
-    columns |= {
-        "sequence_id": pa.array(ids, pa.string()),
-        "dna_sequence": pa.array(sequences, pa.string()),
-        "source": pa.array([source] * len(ids), pa.string()),
-        "row": pa.array(rows, pa.int64()),
-        "vector": pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), type=vector_type),
-    }
-    return pa.table({name: columns[name] for name in schema.names}, schema=schema)
-
-
-def write_fragments(location: str, parts: Sequence[pa.Table], schema: pa.Schema) -> list[Any]:
-    """Write rows beside a table's own, as files that no version of it refers to yet.
-
-    What is never given to `Store.append_fragments` is removed by the table's clean-up.
-
-    Args:
-        location: of the table (`Store.table.uri`), not of the database.
-        parts: rows, as from `make_rows`.
-        schema: of the table, with its metadata.
-
-    Returns:
-        Lance's description of each file (picklable).
-
-    Raises:
-        TableError: there is no such table here, or nothing could be written.
-    """
-    import lance
-
-    try:
-        there = lance.dataset(location).schema
-    except (OSError, RuntimeError, ValueError) as error:
-        raise TableError(
-            f"{location}: host {platform.node()} sees no table there ({first_line(error)}); the "
-            "database must be one folder for all hosts: a shared disk, gs:// or s3://"
-        ) from error
-    if (there.metadata or {}).get(FINGERPRINT_KEY) != (schema.metadata or {})[FINGERPRINT_KEY]:
-        raise TableError(f"{location}: on host {platform.node()} this is another table")
-    try:
-        return lance.fragment.write_fragments(_reader(parts, schema), location, schema=schema)
-    except (OSError, RuntimeError, ValueError) as error:
-        raise _not_written(location, error) from error
-
-
-def _reader(parts: Sequence[pa.Table], schema: pa.Schema) -> pa.RecordBatchReader:
-    batches = (batch for part in parts for batch in part.to_batches(max_chunksize=_ROWS_PER_BATCH))
-    return pa.RecordBatchReader.from_batches(schema, batches)
-
-
-def _not_written(uri: str, error: BaseException) -> TableError:
+def _other_count(uri: str, name: str, table: Any, count: int) -> TableError:
+    there = _process_count(table)
     return TableError(
-        f"{uri}: rows could not be written ({first_line(error)}); check the free "
-        "space and permissions. What was committed before is kept: run again to go on"
+        f"{uri}: the table {name!r} is filled with process_count {there}, and this run has "
+        f"{count}: both at once would embed rows twice. Use --process-count {there}; or, once no "
+        "other process writes to the table, add --reshare: what is done stays done"
     )
 
 

@@ -24,7 +24,8 @@ from bioscan_xla.encode.runtime import open_device
 from bioscan_xla.reads.files import metadata_schema
 from bioscan_xla.reads.raw import ReadOptions
 from bioscan_xla.reads.records import read_chunks
-from bioscan_xla.table.store import Store, table_schema
+from bioscan_xla.table.rows import table_schema
+from bioscan_xla.table.store import Store
 
 FINGERPRINT = dict.fromkeys(("model", "revision", "adapter", "pooling", "dtype"), "none") | {
     "layer": "-1",
@@ -77,7 +78,7 @@ def embed_nothing(source, db, kind, hidden, commit_rows=10_000):
     reading = ReadOptions(chunk_rows={"cpu": 1024, "xla": 16384}[kind])
     schema = metadata_schema([source], reading)
     store = Store.open(db, "embeddings", table_schema(hidden, "float16", schema, True, FINGERPRINT))
-    chunks = read_chunks([source], reading, schema, done=store.done(), known_ids=store.ids())
+    chunks = read_chunks([source], reading, schema, done=store.done().rows, known_ids=store.ids())
     outcome = run(encoder, store, chunks, commit_rows=commit_rows, commit_seconds=1800)
     return outcome.embedded
 

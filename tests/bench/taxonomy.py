@@ -147,7 +147,7 @@ def main():
 
 
 def _clean(table):
-    from bioscan_xla.reads.records import clean_sequences
+    from bioscan_xla.reads.cleaning import clean_sequences
 
     return clean_sequences(table["dna_sequence"].to_pylist())[0]
 

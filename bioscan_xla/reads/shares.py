@@ -1,0 +1,61 @@
+"""Which process embeds which rows, where several share an input.
+
+Input: the stored name of a source, row numbers, and which process of how many this is.
+Output: whose each row is.
+Invariants: the owner of a row depends on the file's name and content, the row number and the
+number of processes, and on nothing else: no device, option, progress, order of files or starting
+time. The shares of all processes together hold each row once.
+"""
+
+import hashlib
+import itertools
+from dataclasses import dataclass
+
+import numpy as np
+
+BLOCK_ROWS = 8192
+"""Rows of a source that one process embeds together. Another number gives every row another owner:
+tables that several processes are filling would have to be finished first."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """The part of every source that one process embeds.
+
+    Attributes:
+        index: which process this is, from 0.
+        count: how many processes share the input.
+    """
+
+    index: int = 0
+    count: int = 1
+
+    def of(self, key: str, first_row: int, num_rows: int) -> np.ndarray:
+        """For each of these rows of a source, whether it is this process's, (num_rows,) bool.
+
+        Args:
+            key: what identifies the source, as from `inputs.source_key`.
+            first_row: row number in the source.
+            num_rows: how many rows from there.
+        """
+        blocks = np.arange(first_row, first_row + num_rows) // BLOCK_ROWS
+        # Blocks go round; sources begin with different processes, so that many small files are
+        # spread too.
+        digest = hashlib.blake2b(key.encode(), digest_size=8).digest()
+        return (blocks + int.from_bytes(digest, "big") % self.count) % self.count == self.index
+
+
+ALL = Share()
+"""The share of a process that is alone."""
+
+
+def split_at_blocks(first_row: int, num_rows: int) -> list[slice]:
+    """Cut neighbouring rows where a block ends; slices relative to `first_row`."""
+    last_row = first_row + num_rows
+    inner = range((first_row // BLOCK_ROWS + 1) * BLOCK_ROWS, last_row, BLOCK_ROWS)
+    edges = [first_row, *inner, last_row]
+    return [
+        slice(start - first_row, stop - first_row)
+        for start, stop in itertools.pairwise(edges)
+        if stop > start
+    ]
