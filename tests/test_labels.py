@@ -7,7 +7,7 @@ import pytest
 
 from bioscan_xla.errors import InputError
 from bioscan_xla.reads.labels import UNKNOWN, LabelSpace, learn_labels
-from bioscan_xla.reads.lineages import RANKS, known_lineage, known_name, split_ranked
+from bioscan_xla.reads.lineages import RANKS, known_lineage, known_name, rank_silva, split_ranked
 
 
 def lineage(text):
@@ -172,3 +172,56 @@ def test_qiime_lineage():
     assert known_lineage(split_ranked(text))[3] == "Sabellida"
     assert len(RANKS) == len(split_ranked(text))
     assert np.array(split_ranked("")).tolist() == [None] * 7
+
+
+SILVA_PATHS = {
+    # Paths as they stand in SILVA's files, and what their names say.
+    "Eukaryota;Opisthokonta;Holozoa;Metazoa (Animalia);Eumetazoa;Bilateria;Platyhelminthes;"
+    "Catenulida;Catenulidae;Paracatenula galateia": (
+        "Metazoa;Platyhelminthes;;;Catenulidae;Paracatenula;Paracatenula galateia"
+    ),
+    "Eukaryota;SAR;Rhizaria;Cercozoa;Imbricatea;Silicofilosea;Euglyphida;Assulinidae;Assulina;"
+    "Assulina muscorum": "Eukaryota;Cercozoa;;;Assulinidae;Assulina;Assulina muscorum",
+    "Eukaryota;SAR;Alveolata;Ciliophora;Intramacronucleata;Conthreep;Oligohymenophorea;"
+    "Peritrichia;Telotrochidium;uncultured eukaryote": "Eukaryota;Ciliophora",
+    "Eukaryota;Opisthokonta;Nucletmycea;Fungi;Cryptomycota;LKM11;uncultured eukaryote": (
+        "Fungi;Cryptomycota"
+    ),
+    # Fewer than seven names: by place the family would be an order.
+    "Eukaryota;Metazoa (Animalia);Annelida;Siboglinidae;Osedax;Osedax sp. MB3": (
+        "Metazoa;Annelida;;;Siboglinidae;Osedax"
+    ),
+    # Several names that end in -phyta, and a subclass that ends in -idae.
+    "Eukaryota;Chloroplastida;Charophyta;Tracheophyta;Rosidae;Rosales;Rosaceae;Rosa;Rosa canina": (
+        "Chloroplastida;;;Rosales;Rosaceae;Rosa;Rosa canina"
+    ),
+    "Bacteria;Pseudomonadota;Gammaproteobacteria;Enterobacterales;Enterobacteriaceae;"
+    "Escherichia-Shigella;Escherichia coli": (
+        "Bacteria;Pseudomonadota;Gammaproteobacteria;Enterobacterales;Enterobacteriaceae;"
+        "Escherichia-Shigella;Escherichia coli"
+    ),
+    "Bacteria;Planctomycetes;Planctomycetacia;Gemmatales;": (
+        "Bacteria;Planctomycetes;Planctomycetacia;Gemmatales"
+    ),
+    # No class is given, so places shift by one.
+    "Bacteria;Cyanobacteria;Nostocales;Nostocaceae;Nostoc;Nostoc commune": (
+        "Bacteria;;;Nostocales;Nostocaceae;Nostoc;Nostoc commune"
+    ),
+    "Archaea;Nitrososphaerota;Nitrosopumilus maritimus": (
+        "Archaea;Nitrososphaerota;;;;;Nitrosopumilus maritimus"
+    ),
+    "Animalia;Annelida;;;;Osedax;Osedax rubiplumus": (
+        "Animalia;Annelida;;;;Osedax;Osedax rubiplumus"
+    ),
+    "": "",
+}
+
+
+@pytest.mark.parametrize(("path", "wanted"), SILVA_PATHS.items())
+def test_silva_paths_are_ranked_by_name(path, wanted):
+    assert known_lineage(rank_silva(path)[0]) == lineage(wanted)
+
+
+def test_names_without_a_rank_are_counted():
+    assert rank_silva("Eukaryota;SAR;Alveolata;Ciliophora;uncultured eukaryote")[1] == 2
+    assert rank_silva("Bacteria;Bacillota;Bacilli")[1] == 0

@@ -46,16 +46,42 @@ _SINTAX = re.compile(r";tax=([^;]*)")
 _LETTERS = dict(zip("kpcofgs", RANKS, strict=True)) | {"d": "kingdom"}
 
 
+# Endings that the codes of nomenclature keep for a rank, and those that usage does.
+_ENDINGS = {
+    "mycota": "phylum",
+    "phyta": "phylum",
+    "mycetes": "class",
+    "opsida": "class",
+    "phyceae": "class",
+    "ales": "order",
+    "iformes": "order",
+    "aceae": "family",
+    "idae": "family",
+}
+_STRICT_ENDINGS = ("ales", "aceae", "idae")
+_KINGDOMS = ("Animalia", "Metazoa", "Fungi", "Plantae", "Viridiplantae", "Chloroplastida")
+_PHYLA_TEXT = """
+    Acanthocephala Annelida Arthropoda Brachiopoda Bryozoa Cercozoa Chaetognatha Chordata Ciliophora
+    Cnidaria Ctenophora Cycliophora Dicyemida Echinodermata Entoprocta Euglenozoa Foraminifera
+    Gastrotricha Gnathostomulida Hemichordata Kinorhyncha Loricifera Metamonada Micrognathozoa
+    Mollusca Nematoda Nematomorpha Nemertea Onychophora Orthonectida Percolozoa Phoronida Placozoa
+    Platyhelminthes Porifera Priapulida Radiozoa Rotifera Sipuncula Tardigrada Xenacoelomorpha
+"""
+_PHYLA = frozenset(_PHYLA_TEXT.split())
+_BINOMIAL = re.compile(r"([A-Z][a-z-]+) [a-z][a-z-]+")
+_SYNONYM = re.compile(r"\s*\([^)]*\)$")
+
+
 def split_header(header: str, style: str) -> tuple[str, Lineage]:
     """Id and lineage of a FASTA header.
 
     `sintax`: `id;tax=k:Animalia,p:Annelida,...;`, where `d` (domain) stands for kingdom when no
-    `k` is given. `silva`: `id Eukaryota;Annelida;...`, names from the highest rank down; a lineage
-    of more than seven names does not tell which rank each has, so only its first (kingdom) and
-    last (species) are taken.
+    `k` is given. `silva`: `id Eukaryota;Opisthokonta;...`; see `rank_silva`.
 
-    Reference: https://www.drive5.com/usearch/manual/tax_annot.html and
-        https://www.arb-silva.de/documentation/silva-taxonomy
+    >>> split_header("x1;tax=k:Animalia,g:Osedax;", "sintax")
+    ('x1', ('Animalia', None, None, None, None, 'Osedax', None))
+
+    Reference: https://www.drive5.com/usearch/manual/tax_annot.html
     """
     if style == "sintax":
         match = _SINTAX.search(header)
@@ -68,10 +94,76 @@ def split_header(header: str, style: str) -> tuple[str, Lineage]:
         words = header.split(";", 1)[0].split(maxsplit=1)
         return (words[0] if words else ""), tuple(named.get(rank) for rank in RANKS)
     name, _, text = header.strip().partition(" ")
-    names = [part.strip() or None for part in text.strip().rstrip(";").split(";")]
-    if len(names) > len(RANKS):
-        names = [names[0], *[None] * (len(RANKS) - 2), names[-1]]
-    return name, tuple(names + [None] * (len(RANKS) - len(names)))
+    return name, rank_silva(text)[0]
+
+
+def rank_silva(path: str) -> tuple[Lineage, int]:
+    """Lineage of a SILVA path, and how many of its names tell no rank and were left out.
+
+    SILVA has the usual ranks in a row for Bacteria and Archaea, so there the place of a name is its
+    rank, as in other paths of at most seven names that nothing contradicts. Eukaryotes have any
+    number of clades between two ranks. Their names are ranked by what they say themselves: known
+    kingdoms and phyla (Ruggiero et al. 2015), the endings of the codes of nomenclature (-ales,
+    -aceae, -idae and others), a binomial at the end and its genus. Where two names claim one rank
+    neither gets it; what tells no rank is left out. RESCRIPt and DADA2 look the ranks up in SILVA's
+    own table (`tax_slv_ssu_*.txt`), which knows more: the taxonomy TSV that RESCRIPt makes from it
+    can be joined with `--taxonomy`.
+
+    >>> rank_silva("Bacteria;Bacillota;Bacilli;Lactobacillales")[0][:5]
+    ('Bacteria', 'Bacillota', 'Bacilli', 'Lactobacillales', None)
+    >>> path = "Eukaryota;Opisthokonta;Metazoa (Animalia);Annelida;Sabellida;Siboglinidae;Osedax"
+    >>> rank_silva(path)
+    (('Metazoa', 'Annelida', None, None, 'Siboglinidae', None, None), 3)
+
+    Reference: https://www.arb-silva.de/documentation/silva-taxonomy,
+        https://doi.org/10.1371/journal.pone.0119248 (kingdoms and phyla),
+        https://www.iapt-taxon.org/nomen (Articles 16 to 18: -phyta, -mycota, -opsida, -phyceae,
+        -mycetes, -ales, -aceae), https://code.iczn.org (Article 29: -idae)
+    """
+    names = [_SYNONYM.sub("", part.strip()) for part in path.strip().rstrip(";").split(";")]
+    species = names[-1] if known_name(names[-1]) and _BINOMIAL.fullmatch(names[-1]) else None
+    if len(names) <= len(RANKS) and names[0] != "Eukaryota" and _in_place(names):
+        lineage = [name or None for name in names] + [None] * (len(RANKS) - len(names))
+        if species:
+            lineage[len(names) - 1] = None
+            lineage[-1] = species
+        return tuple(lineage), 0
+    claims: dict[str, list[str]] = {rank: [] for rank in RANKS}
+    for name in names[1:]:
+        if (rank := _told_rank(name)) is not None:
+            claims[rank].append(name)
+    if claims["family"] and any(name.endswith("aceae") for name in claims["family"]):
+        # In plants -idae is the ending of a subclass.
+        claims["family"] = [name for name in claims["family"] if name.endswith("aceae")]
+    claims["kingdom"] = claims["kingdom"][:1] or names[:1]
+    first_word = names[-1].split(" ")[0]
+    if species:
+        claims["genus"], claims["species"] = [first_word], [species]
+    elif len(names) > 2 and names[-2] == first_word:  # as in Osedax;Osedax sp.
+        claims["genus"] = [first_word]
+    found = {rank: told[0] for rank, told in claims.items() if len(set(told)) == 1 and told[0]}
+    left_out = sum(known_name(name) is not None for name in names[1:] if name not in found.values())
+    return tuple(found.get(rank) for rank in RANKS), left_out
+
+
+def _told_rank(name: str) -> str | None:
+    """The rank that a name tells by itself."""
+    if name in _KINGDOMS:
+        return "kingdom"
+    if name in _PHYLA:
+        return "phylum"
+    if " " in name:
+        return None
+    return next((rank for ending, rank in _ENDINGS.items() if name.endswith(ending)), None)
+
+
+def _in_place(names: Sequence[str]) -> bool:
+    """True where no name's ending tells another rank than its place does."""
+    return all(
+        _told_rank(name) == RANKS[place]
+        for place, name in enumerate(names)
+        if name.endswith(_STRICT_ENDINGS) and " " not in name
+    )
 
 
 def split_ranked(text: str) -> Lineage:
