@@ -12,10 +12,9 @@ import os
 import sys
 from collections.abc import Iterable, Sequence
 
-import dnaio
-
 from .encode.inference import embed_text
 from .errors import BioscanError, InputError
+from .reads.fasta import read_sequences
 from .reads.inputs import format_of
 from .reads.lineages import RANKS
 from .table.embedding_function import load_as
@@ -84,13 +83,11 @@ def read_queries(words: Sequence[str]) -> tuple[list[str], list[str]]:
         if os.path.exists(word):
             if format_of(word) == "parquet":
                 raise InputError(f"{word}: queries are read from FASTA or FASTQ")
-            try:
-                with dnaio.open(word, fileformat=format_of(word), open_threads=0) as records:
-                    for record in records:
-                        names.append(record.name.split(maxsplit=1)[0] if record.name else "")
-                        sequences.append(record.sequence)
-            except (OSError, EOFError, ValueError) as error:
-                raise InputError(f"{word}: cannot be read ({error})") from error
+            for record in read_sequences(word):
+                if record.problem:
+                    raise InputError(f"{word}: record {record.header!r} has {record.problem}")
+                names.append(next(iter(record.header.split(maxsplit=1)), ""))
+                sequences.append(record.text)
         elif any(letter in word for letter in "./\\"):
             raise InputError(f"{word}: no such file")
         else:

@@ -1,6 +1,7 @@
 """Files: what is found, what is read, and what is said when one is broken."""
 
 import gzip
+import logging
 
 import fsspec
 import pyarrow as pa
@@ -17,25 +18,49 @@ from .test_records import GOOD, kept, read, write
 COLUMNS = {"sequence_id": [f"s{n}" for n in range(40)], "dna_sequence": [GOOD] * 40}
 
 
-def test_files_globs_and_folders(tmp_path):
-    for folder in ("deep", UNFINISHED, "old.lance"):
-        (tmp_path / folder).mkdir()
-    names = [
-        "a.parquet",
-        "b.fasta",
-        "c.fq.gz",
-        "deep/d.fna",
-        "notes.txt",
-        ".hidden.fasta",
-        "rejected.parquet",
-        f"{UNFINISHED}/half.parquet",  # of a copy that was interrupted
-        "old.lance/e.parquet",
-    ]
-    for name in names:
-        (tmp_path / name).touch()
-    found = [str(tmp_path / name) for name in names[:4]]
-    assert expand_inputs(str(tmp_path)) == found
-    assert expand_inputs([str(tmp_path / "*.fasta"), found[0], found[0]]) == [found[1], found[0]]
+TAKEN = ["a.parquet", "b.fasta", "c.fq.gz", "deep/d.fna", "rejected_by_hand.fasta"]
+LEFT = [
+    ".hidden.fasta",
+    "_metadata.parquet",
+    ".cache/a.fasta",
+    "rejected.parquet",
+    "rejected-1.parquet",
+    "deep/rejected-other-2.parquet",
+    f"{UNFINISHED}/half.parquet",  # of a copy that was interrupted
+    "old.lance/e.parquet",
+]
+
+
+@pytest.mark.parametrize("remote", [False, True])
+def test_files_globs_and_folders(tmp_path, caplog, remote):
+    caplog.set_level(logging.INFO)
+    root = "memory:///folder" if remote else str(tmp_path)
+    files = fsspec.filesystem("memory" if remote else "file")
+    for name in [*TAKEN, *LEFT, "notes.txt"]:
+        files.makedirs(f"{root}/{name}".rpartition("/")[0], exist_ok=True)
+        files.touch(f"{root}/{name}")
+    try:
+        found = [f"{root}/{name}" for name in TAKEN]
+        assert expand_inputs(root) == found
+        assert f"passed over {len(LEFT)} files that are hidden or written by this" in caplog.text
+        assert "rejected_by_hand" not in caplog.text
+        globs = [f"{root}/*.fasta", found[0], f"{root}/*.parquet"]
+        assert expand_inputs(globs) == [found[1], found[4], found[0]]
+        assert expand_inputs(f"{root}/**/*.fna") == [found[3]]
+        assert expand_inputs(f"{root}/rejected.parquet") == [f"{root}/rejected.parquet"]
+    finally:
+        files.rm(root, recursive=True)
+
+
+def test_a_folder_inside_a_hidden_one_is_no_hidden_one(tmp_path, monkeypatch):
+    (tmp_path / ".data").mkdir()
+    (tmp_path / ".data/a.fasta").touch()
+    monkeypatch.chdir(tmp_path)
+    path = str(tmp_path / ".data/a.fasta")
+    for name in (".data", "./.data", ".data/*.fasta", "./.data/*", str(tmp_path / ".data")):
+        assert expand_inputs(name) == [path]
+    with pytest.raises(InputError, match="no sequence file in this folder"):
+        expand_inputs(".")
 
 
 @pytest.mark.parametrize("name", ["absent.parquet", "nothing*.fasta"])
@@ -62,7 +87,10 @@ def test_renamed_missing_and_kept_columns(tmp_path):
     )
     chunks, error = read(path)
     assert not chunks
-    assert "has no column 'sequence_id'; it has otu, seq, depth_m, station" in str(error)
+    assert (
+        "has no column 'sequence_id' or 'dna_sequence'; it has otu, seq, depth_m, station"
+        in str(error)
+    )
     assert "--columns" in str(error)
     options = ReadOptions(
         columns={"sequence_id": "otu", "dna_sequence": "seq", "depth": "depth_m"}, keep=("station",)

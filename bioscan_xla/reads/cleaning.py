@@ -35,6 +35,8 @@ class Code(str, Enum):
     """A larger share of N than `max_n_fraction` after cleaning."""
     NOT_A_NUCLEOTIDE = "not_a_nucleotide"
     """A character that is no nucleotide code: protein, say."""
+    WRONG_QUALITY = "wrong_quality"
+    """FASTQ: not as many quality values as bases."""
     IMPOSSIBLE_VALUE = "impossible_value"
     """A depth or position that is no number or out of range."""
     VECTOR_NOT_FINITE = "vector_not_finite"

@@ -15,7 +15,7 @@ from ..errors import InputError
 from .fasta import read_fasta
 from .inputs import format_of
 from .lineages import RANKS
-from .parquet import open_parquet, read_parquet, require_columns
+from .parquet import open_parquet, read_parquet, read_schema, require_columns
 from .raw import POSITIONS, ReadOptions, Records
 
 
@@ -30,17 +30,54 @@ def count_rows(sources: Sequence[str]) -> int | None:
 
 
 def metadata_schema(sources: Sequence[str], options: ReadOptions) -> pa.Schema:
-    """Schema of the metadata columns: ranks, depth and position, kept columns."""
+    """Schema of the metadata columns: ranks, depth and position, kept columns.
+
+    Raises:
+        InputError: a kept column is missing, or of types in two files that have none in common.
+    """
     fields = [pa.field(rank, pa.string()) for rank in RANKS]
     fields += [pa.field(name, pa.float64()) for name in POSITIONS]
-    kept = dict.fromkeys(options.keep, pa.string())
-    for source in sources if options.keep else ():
-        if format_of(source) == "parquet":
-            schema = open_parquet(source).schema_arrow
-            require_columns(source, schema, options.keep, "keep")
-            kept = {name: schema.field(name).type for name in options.keep}
-            break
-    return pa.schema(fields + [pa.field(*item) for item in kept.items()])
+    return pa.schema(fields + _kept_fields(sources, options.keep))
+
+
+def _kept_fields(sources: Sequence[str], keep: Sequence[str]) -> list[pa.Field]:
+    """The kept columns, each in the type that holds what every file has in it."""
+    common: pa.Schema | None = None
+    first = ""
+    for source in sources if keep else ():
+        if format_of(source) != "parquet":
+            continue
+        schema = read_schema(source, open_parquet(source))
+        require_columns(source, schema, keep, "keep")
+        own = pa.schema([pa.field(name, schema.field(name).type) for name in keep])
+        if common is None:
+            common, first = own, source
+        else:
+            common = _unify(common, own, first, source)
+    if common is None:
+        return [pa.field(name, pa.string()) for name in keep]
+    return list(common)
+
+
+def _unify(common: pa.Schema, own: pa.Schema, first: str, source: str) -> pa.Schema:
+    fields = []
+    for before, now in zip(common, own, strict=True):
+        if before.type == now.type:
+            fields.append(before)
+            continue
+        pair = [pa.schema([field.with_type(_plain(field.type))]) for field in (before, now)]
+        try:
+            fields.append(pa.unify_schemas(pair, promote_options="permissive").field(0))
+        except pa.ArrowException as error:
+            raise InputError(
+                f"{source}: column {now.name!r} is of type {now.type}, and in {first} it is "
+                f"{before.type}; convert one of them, or leave it out of --keep"
+            ) from error
+    return pa.schema(fields)
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
 
 
 def read_records(

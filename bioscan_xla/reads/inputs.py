@@ -1,6 +1,9 @@
 """Names to files: what the user calls the input, local or in the cloud.
 
-Enters: files, globs, folders, URLs. Leaves: absolute paths and URLs of files whose format is known.
+Input: files, globs, folders, URLs.
+Output: absolute paths and URLs of files whose format is known.
+Invariants: the same files are taken from a local folder and a remote one; a sequence file that is
+passed over is named in the log.
 """
 
 import glob
@@ -9,7 +12,7 @@ import itertools
 import logging
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -34,7 +37,10 @@ _SUFFIXES = {
 UNFINISHED = ".bioscan-part"
 """What a name ends with, or the folder that holds files, until they are whole."""
 
-_NOT_INPUT = (".lance", UNFINISHED)  # folders: tables, and files that are being copied
+_OWN_FOLDERS = (".lance", UNFINISHED)  # tables, and files that are being copied
+_OWN_FILES = re.compile(r"rejected(-.+)?\.parquet")  # of any table and process
+_HIDDEN = (".", "_")  # as Spark, Hive and Arrow have it
+_MOST_NAMED = 5
 
 
 def format_of(source: str) -> str:
@@ -56,6 +62,9 @@ def is_remote(source: str) -> bool:
 
 def expand_inputs(inputs: str | Sequence[str]) -> list[str]:
     """Files that the inputs name: files, globs, folders (searched to the bottom) and URLs.
+
+    Folders and globs leave out hidden files (`.name`, `_name`, or in such a folder) and what this
+    program writes itself: `rejected.parquet`, `rejected-*.parquet`, tables, unfinished copies.
 
     Returns:
         Absolute paths or URLs, each once; those of a glob or folder in sorted order.
@@ -147,21 +156,16 @@ def _find_files(inputs: str | Sequence[str]) -> dict[str, str]:
     names = [inputs] if isinstance(inputs, str | os.PathLike) else list(inputs)
     found: dict[str, str] = {}
     for name in map(os.fspath, names):
-        if is_remote(name):
-            matches = _expand_remote(name)
-        elif os.path.isdir(name):
-            matches = sorted(str(path) for path in Path(name).rglob("*") if _is_data(path))
-        elif os.path.exists(name):
-            matches = [name]
-        else:
-            matches = sorted(path for path in glob.glob(name, recursive=True))
-        if not matches:
+        root, matches = _fixed_part(name), _match(name)
+        paths = [match if is_remote(match) else os.path.abspath(match) for match in matches]
+        below = {path: _below(root, path) for path in paths}
+        if matches != [name]:
+            below = _leave_out(below)
+        if not below:
             raise InputError(
                 f"{name}: no such file, or no sequence file in this folder; check the path"
             )
-        for match in matches:
-            path = match if is_remote(match) else os.path.abspath(match)
-            found.setdefault(path, _below(_fixed_part(name), path))
+        found |= {path: part for path, part in below.items() if path not in found}
     if not found:
         raise InputError("no input was named; pass --input FILE")
     for source in found:
@@ -188,13 +192,38 @@ def _below(folder: str, path: str) -> str:
     return path.rsplit("/", 1)[-1]
 
 
-def _is_data(path: Path) -> bool:
-    if path.name.startswith((".", "_")) or not path.is_file():
-        return False
-    if path.name.startswith("rejected") or any(part.endswith(_NOT_INPUT) for part in path.parts):
-        return False  # what an earlier run or copy left in this folder
+def _match(name: str) -> list[str]:
+    """The file of this name, or what is in the folder or fits the pattern, sorted."""
+    if is_remote(name):
+        return _expand_remote(name)
+    if os.path.isdir(name):
+        files = (str(path) for path in Path(name).rglob("*") if path.is_file())
+        return sorted(filter(_has_format, files))
+    return [name] if os.path.exists(name) else sorted(glob.glob(name, recursive=True))
+
+
+def _leave_out(below: Mapping[str, str]) -> dict[str, str]:
+    """Leave out hidden files and what this program wrote, and name them in the log."""
+    left = [path for path, part in below.items() if _is_hidden_or_own(part)]
+    if left:
+        names = ", ".join(left[:_MOST_NAMED]) + (", ..." if len(left) > _MOST_NAMED else "")
+        log.info(
+            "passed over %d files that are hidden or written by this program: %s", len(left), names
+        )
+    return {path: part for path, part in below.items() if path not in left}
+
+
+def _is_hidden_or_own(below: str) -> bool:
+    parts = below.split("/")
+    return (
+        any(part.startswith(_HIDDEN) or part.endswith(_OWN_FOLDERS) for part in parts)
+        or _OWN_FILES.fullmatch(parts[-1]) is not None
+    )
+
+
+def _has_format(name: str) -> bool:
     try:
-        return bool(format_of(str(path)))
+        return bool(format_of(name))
     except InputError:
         return False
 
@@ -213,23 +242,14 @@ def filesystem_of(source: str) -> tuple[fsspec.AbstractFileSystem, str]:
 def _expand_remote(name: str) -> list[str]:
     filesystem, path = filesystem_of(name)
     try:
-        if any(letter in path for letter in "*?["):
+        if _PATTERN.search(path):
             return sorted(map(filesystem.unstrip_protocol, filesystem.glob(path)))
         if filesystem.isdir(path):
-            files = map(filesystem.unstrip_protocol, filesystem.find(path))
-            return sorted(file for file in files if _is_data_name(file))
+            files = filter(_has_format, filesystem.find(path))
+            return sorted(map(filesystem.unstrip_protocol, files))
         return [name] if filesystem.exists(path) else []
     except Exception as error:  # each kind of store has errors of its own
         raise InputError(
             f"{name}: cannot be listed ({error}); check the address, the network and the "
             "credentials"
         ) from error
-
-
-def _is_data_name(name: str) -> bool:
-    """True where the name is a sequence file's, and not one inside a LanceDB table."""
-    try:
-        folders = name.split("/")[:-1]
-        return not any(f.endswith(_NOT_INPUT) for f in folders) and bool(format_of(name))
-    except InputError:
-        return False

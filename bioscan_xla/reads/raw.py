@@ -71,12 +71,28 @@ class Records:
         ids: None where the file has none.
         sequences: None where none of these rows is wanted and only ids matter.
         metadata: columns that the file has, under our names.
+        problems: what is wrong with a record's text in the file, by its place among these.
     """
 
     first_row: int
     ids: list[str | None]
     sequences: Sequence[str | None] | None
     metadata: pa.Table
+    problems: Mapping[int, str] = field(default_factory=dict)
+
+
+class Broken(Exception):
+    """Where a file cannot be read any further; the reader adds the file and the record.
+
+    Attributes:
+        what: the end of a sentence that begins with the file's name.
+        remedy: what the user can do.
+    """
+
+    def __init__(self, what: str, remedy: str):
+        super().__init__(what, remedy)
+        self.what = what
+        self.remedy = remedy
 
 
 def all_done(done: np.ndarray, first_row: int, num_rows: int) -> bool:

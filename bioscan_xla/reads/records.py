@@ -217,6 +217,8 @@ def _clean(
             complaint = _SEEN_BEFORE
         else:
             complaint = complaints.get(number) or wrong_values.get(number)
+            if problem := records.problems.get(place):
+                complaint = Complaint(Code.WRONG_QUALITY, problem)
         if complaint is None:
             kept.append(number)
         else:

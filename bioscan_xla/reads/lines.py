@@ -1,0 +1,255 @@
+"""Files to lines of text: local or remote, plain or gzip, told by content and not by name.
+
+Input: the name or address of a FASTA or FASTQ file.
+Output: `Text`: which format it holds, and its lines one by one.
+Invariants: memory does not grow with the file; whatever was whole before a damage comes out before
+the `Broken` that names it; what is no sequence text is named for what it is.
+"""
+
+import io
+import itertools
+import logging
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import BinaryIO
+
+from .inputs import filesystem_of, format_of, is_remote
+from .raw import Broken, first_line
+
+log = logging.getLogger(__name__)
+
+_BLOCK_BYTES = 1 << 18
+_MOST_INFLATED_BYTES = 1 << 20  # at a time: a long run of one letter shrinks a thousandfold
+_HEAD_BYTES = 512
+_GZIP = b"\x1f\x8b"
+_GZIP_DEFLATE = b"\x1f\x8b\x08"
+_UTF8_MARK = b"\xef\xbb\xbf"
+_COPY_AGAIN = "copy the file again"
+
+_UNPACK = "unpack it, or pack it with gzip"
+_OTHER_KINDS = (
+    (b"PAR1", "is a Parquet file", "let its name end in .parquet"),
+    (_GZIP, "is packed with gzip twice", "unpack it once"),
+    (b"BZh", "is packed with bzip2", _UNPACK),
+    (b"\xfd7zXZ", "is packed with xz", _UNPACK),
+    (b"\x28\xb5\x2f\xfd", "is packed with zstd", _UNPACK),
+    (b"PK\x03\x04", "is a zip archive", _UNPACK),
+    (b"BAM\x01", "is a BAM file", "convert it with `samtools fasta`"),
+    (b"LOCUS ", "is a GenBank file", "convert it to FASTA"),
+    (b"<", "is a web page or XML, perhaps an error page", "download the file again"),
+)
+_UTF16 = (b"\xff\xfe", b"\xfe\xff")
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text file that is open.
+
+    Attributes:
+        kind: `fasta` or `fastq`.
+        lines: without their ends, each byte a character (Latin-1); see `decode`.
+    """
+
+    kind: str
+    lines: Iterator[str]
+
+
+def open_text(source: str) -> Text:
+    """Open a FASTA or FASTQ file and tell which of them it is.
+
+    The file is closed when its lines have been read or are dropped.
+
+    Raises:
+        Broken: it cannot be opened, or is something else. The lines raise it where it breaks off.
+    """
+    head, blocks = _peek(_unpack(source, _read_blocks(source)))
+    if head.startswith(_UTF8_MARK):
+        head = head[len(_UTF8_MARK) :]
+    _refuse_other_kinds(head)
+    kind = _kind_of(head)
+    if kind and kind != format_of(source):
+        log.warning("%s: holds %s in spite of its name, and is read as that", source, kind.upper())
+    return Text(kind or format_of(source), _split_lines(itertools.chain([head], blocks)))
+
+
+def decode(text: str) -> str:
+    """A piece of a line as the text it stands for: UTF-8, or Latin-1 where it is not UTF-8."""
+    if text.isascii():
+        return text
+    try:
+        return text.encode("latin-1").decode("utf-8")
+    except UnicodeDecodeError:
+        return text
+
+
+def read_head(source: str) -> bytes:
+    """The first bytes of a file as they are, to tell what it is; empty if it cannot be read."""
+    try:
+        return next(_read_blocks(source), b"")[:_HEAD_BYTES]
+    except Broken:
+        return b""
+
+
+def _read_blocks(source: str) -> Iterator[bytes]:
+    try:
+        with _open_bytes(source) as file:
+            while block := file.read(_BLOCK_BYTES):
+                yield block
+    except Broken:
+        raise
+    except Exception as error:  # each kind of store has errors of its own
+        if not is_remote(source) and not isinstance(error, OSError):
+            raise
+        remedy = (
+            "check the address, the network and the credentials, then run again to go on"
+            if is_remote(source)
+            else "check the path, its permissions and the disk"
+        )
+        raise Broken(f"cannot be read ({first_line(error)})", remedy) from error
+
+
+def _open_bytes(source: str) -> BinaryIO:
+    if is_remote(source):
+        filesystem, path = filesystem_of(source)
+        return filesystem.open(path, "rb")
+    return open(source, "rb", buffering=0)
+
+
+def _peek(blocks: Iterator[bytes]) -> tuple[bytes, Iterator[bytes]]:
+    """The first few hundred bytes or more, and the blocks behind them."""
+    head = b""
+    try:
+        while len(head) < _HEAD_BYTES:
+            head += next(blocks)
+    except StopIteration:
+        pass
+    except Broken as broken:
+        if not head:
+            raise
+        return head, _raise(broken)
+    return head, blocks
+
+
+def _raise(broken: "Broken") -> Iterator[bytes]:
+    raise broken
+    yield b""
+
+
+def _unpack(source: str, blocks: Iterator[bytes]) -> Iterator[bytes]:
+    """Plain bytes, whether the file is packed with gzip or not."""
+    first = next(blocks, b"")
+    named = source.lower().endswith(".gz")
+    is_gzip = first.startswith(_GZIP)
+    blocks = itertools.chain([first], blocks)
+    if is_gzip and not named:
+        log.warning("%s: is packed with gzip in spite of its name, and is read as that", source)
+    if named and first and not is_gzip:
+        log.warning("%s: is not packed with gzip in spite of its name; read as it is", source)
+    return _inflate(source, blocks) if is_gzip else blocks
+
+
+def _inflate(source: str, blocks: Iterator[bytes]) -> Iterator[bytes]:
+    """Unpack gzip members, one behind the other.
+
+    The standard library's gzip module gives nothing of the block in which it meets a damage.
+    """
+    member = None  # the one that is being unpacked
+    rest = b""
+    for block in blocks:
+        rest += block
+        is_full = False
+        while rest or is_full:
+            if member is None:
+                if len(rest) < len(_GZIP):
+                    break
+                if not rest.startswith(_GZIP):
+                    return _judge_trailing(source, itertools.chain([rest], blocks))
+                member = zlib.decompressobj(wbits=31)
+            before = member.copy()
+            try:
+                data = member.decompress(rest, _MOST_INFLATED_BYTES)
+            except zlib.error as error:
+                yield _inflate_to_damage(before, rest)
+                raise _damaged(error) from error
+            yield data
+            is_full = len(data) == _MOST_INFLATED_BYTES and not member.eof
+            rest = member.unused_data if member.eof else member.unconsumed_tail
+            if member.eof:
+                member = None
+    if member is not None:
+        raise Broken("breaks off", f"its gzip data end too early: {_COPY_AGAIN}")
+    if rest:
+        _judge_trailing(source, iter([rest]))
+
+
+def _inflate_to_damage(member, data: bytes) -> bytes:
+    """Everything that comes out of gzip data before its damage, to the last byte."""
+    parts = []
+    try:
+        for place in range(len(data)):
+            piece = data[place : place + 1]
+            while byte := member.decompress(piece, 1):
+                parts.append(byte)
+                piece = member.unconsumed_tail
+    except zlib.error:
+        pass
+    return b"".join(parts)
+
+
+def _damaged(error: zlib.error) -> Broken:
+    if "data check" in str(error) or "length check" in str(error):  # behind the data
+        return Broken(
+            "does not match its gzip checksum",
+            f"some of its records may be wrong: {_COPY_AGAIN}, and read it into a new table",
+        )
+    return Broken("is damaged", f"its gzip data make no sense from there on: {_COPY_AGAIN}")
+
+
+def _judge_trailing(source: str, blocks: Iterator[bytes]) -> None:
+    """Pass over bytes behind the last gzip member, unless another member is among them."""
+    count, end = 0, b""
+    for block in blocks:
+        count += len(block)
+        if _GZIP_DEFLATE in end + block:
+            raise Broken(
+                "is damaged", f"it has gzip data behind bytes that are none: {_COPY_AGAIN}"
+            )
+        end = block[-2:]
+    log.warning("%s: has %d bytes behind its gzip data; they are passed over", source, count)
+
+
+def _refuse_other_kinds(head: bytes) -> None:
+    for start, what, remedy in _OTHER_KINDS:
+        if head.lstrip().startswith(start):
+            raise Broken(what, remedy)
+    start = head[:_HEAD_BYTES]
+    if head.startswith(_UTF16) or (b"\0" in start and not (any(start[::2]) and any(start[1::2]))):
+        raise Broken("is UTF-16 text", "save it as UTF-8 (iconv -f UTF-16 -t UTF-8)")
+    if b"\0" in start:
+        raise Broken("is binary", "sequences are read from FASTA, FASTQ or Parquet")
+
+
+def _kind_of(head: bytes) -> str | None:
+    """`fasta` or `fastq` by the first line that is neither blank nor a comment."""
+    for line in head.splitlines():
+        line = line.strip()
+        if line and not line.startswith((b";", b"#")):
+            return {b">": "fasta", b"@": "fastq"}.get(line[:1])
+    return None
+
+
+def _split_lines(blocks: Iterator[bytes]) -> Iterator[str]:
+    """Lines that end in a line feed, a carriage return or both, without their ends."""
+    ends = io.IncrementalNewlineDecoder(None, translate=True)
+    parts: list[str] = []
+    for block in blocks:
+        pieces = ends.decode(block.decode("latin-1")).split("\n")
+        parts.append(pieces[0])
+        if len(pieces) > 1:
+            yield "".join(parts)
+            yield from pieces[1:-1]
+            parts = [pieces[-1]]
+    parts.append(ends.decode("", final=True).rstrip("\n"))
+    if last := "".join(parts):
+        yield last
