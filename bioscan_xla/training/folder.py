@@ -15,10 +15,11 @@ from safetensors.torch import save_file
 
 from ..reads.labels import LabelSpace
 from ..reads.tokens import save_tokenizer
+from .card import write_card
 from .checkpoint import trainable_state
 from .classifier import TaxonomyClassifier
 from .options import FinetuneConfig
-from .report import draw_confusion, draw_curves, draw_vectors, write_card, write_confusions
+from .pictures import draw_confusion, draw_curves, draw_vectors, write_confusions
 
 log = logging.getLogger(__name__)
 

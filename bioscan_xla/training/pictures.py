@@ -1,89 +1,22 @@
-"""What a fine-tuned model's folder tells people: model card, curves, confusion."""
+"""Pictures and tables of a fine-tuned model: curves, confusion, vectors.
+
+Input: the history of a run, and predicted and true class numbers. Output: PNG and CSV files.
+Invariants: drawing needs no screen.
+"""
 
 import csv
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from sklearn.decomposition import PCA
 
 from ..reads.labels import UNKNOWN, LabelSpace
 from ..reads.lineages import RANKS
-from .options import FinetuneConfig
 
-_LICENCES = {"InstaDeepAI/nucleotide-transformer": "cc-by-nc-sa-4.0"}
 _MOST_CLASSES = 30
-
-
-def write_card(
-    folder: Path,
-    config: FinetuneConfig,
-    labels: LabelSpace,
-    evaluation: Mapping[str, float],
-    facts: Mapping[str, Any],
-) -> None:
-    """Write `README.md` in the Hub's model card format."""
-    licence = next(
-        (name for prefix, name in _LICENCES.items() if config.model.startswith(prefix)), "other"
-    )
-    rows = [
-        f"| {rank} | {labels.num_classes[number]} | "
-        + " | ".join(
-            _figure(evaluation.get(f"{rank}/{key}"))
-            for key in ("accuracy", "macro_f1", "top3", "calibration_error")
-        )
-        + " |"
-        for number, rank in enumerate(RANKS)
-    ]
-    (folder / "README.md").write_text(
-        f"""---
-base_model: {config.model}
-library_name: peft
-license: {licence}
-tags: [biology, genomics, environmental-dna, taxonomy, lora]
----
-
-# Taxonomy adapter for {config.model}
-
-A LoRA adapter (r {config.rank}, alpha {config.alpha}, on
-{", ".join(config.targets)}) and seven heads that name the kingdom, phylum,
-class, order, family, genus and species of DNA sequences.
-
-Trained on {facts["train"]:,} sequences for {facts["epochs"]} epochs; evaluated on
-{facts["eval"]:,} others. {facts["trainable"]:,} of {facts["parameters"]:,} parameters were trained.
-
-| rank | classes | accuracy | macro-F1 | top-3 | calibration error |
-|---|---|---|---|---|---|
-{chr(10).join(rows)}
-
-Wrong ranks a sequence: {_figure(evaluation.get("hierarchical_distance"))}. Lineages whose ranks
-contradict each other: {_figure(evaluation.get("inconsistent"))}. Figures are shares of the
-evaluation sequences whose truth is known at the rank; classes with fewer than
-{config.min_sequences} training sequences were not learned.
-
-## Use
-
-```python
-import bioscan_xla
-
-classifier = bioscan_xla.load_classifier("{config.output}")
-```
-
-`python -m bioscan_xla.embed --adapter {config.output} ...` makes vectors with it.
-
-## Licence
-
-The base model's licence holds for what is derived from it (CC BY-NC-SA 4.0 for Nucleotide
-Transformer: no commercial use, share alike).
-""",
-        encoding="utf-8",
-    )
-
-
-def _figure(value: float | None) -> str:
-    return "-" if value is None or math.isnan(value) else f"{value:.3f}"
 
 
 def draw_curves(path: Path, history: Sequence[Mapping[str, Any]]) -> None:
@@ -114,16 +47,13 @@ def draw_confusion(
             continue
         known = truth[:, rank] != UNKNOWN
         classes, counts = np.unique(truth[known, rank], return_counts=True)
-        shown = np.sort(classes[np.argsort(-counts)[:_MOST_CLASSES]])
-        matrix = np.array(
-            [
-                [np.sum((truth[:, rank] == a) & (predicted[:, rank] == b)) for b in shown]
-                for a in shown
-            ],
-            float,
-        ).reshape(len(shown), len(shown))
-        totals = np.array([np.sum(truth[:, rank] == a) for a in shown], float)
+        most = np.sort(np.argsort(-counts, kind="stable")[:_MOST_CLASSES])
+        shown, totals = classes[most], counts[most]
         if len(shown):
+            matrix = np.zeros((len(shown), len(shown)))
+            both = np.isin(truth[:, rank], shown) & np.isin(predicted[:, rank], shown)
+            pairs = (np.searchsorted(shown, each[both, rank]) for each in (truth, predicted))
+            np.add.at(matrix, tuple(pairs), 1)
             axis.imshow(matrix / totals[:, None], vmin=0, vmax=1, cmap="viridis")
         names = labels.names(rank)
         ticks = range(len(shown))
@@ -152,11 +82,14 @@ def write_confusions(
 
 
 def draw_vectors(path: Path, vectors: np.ndarray, phylum: np.ndarray, names: Sequence[str]) -> None:
-    """Vectors on their first two principal components, coloured by phylum, as PNG."""
+    """Vectors on their first two principal components, coloured by phylum, as PNG.
+
+    Nothing is drawn of fewer than two: they span no plane.
+    """
+    if min(vectors.shape) < 2:
+        return
     plt = _pyplot()
-    centred = vectors - vectors.mean(0)
-    _, _, axes = np.linalg.svd(centred, full_matrices=False)
-    plane = centred @ axes[:2].T
+    plane = PCA(2, random_state=0).fit_transform(vectors)
     figure, axis = plt.subplots(figsize=(7, 6), layout="constrained")
     for number in np.unique(phylum):
         at = phylum == number
