@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from .cli import check_keys, parse
 from .embedding.pipeline import Outcome, run
 from .embedding.progress import Progress
+from .embedding.summary import exit_status, summarise
 from .embedding.tracking import Tracker
 from .encode import runtime
 from .encode.encoder import Encoder, load_encoder
@@ -32,7 +33,7 @@ from .reads.files import count_rows, metadata_schema
 from .reads.inputs import expand_inputs, is_remote, name_inputs
 from .reads.raw import ReadOptions
 from .reads.records import join_failures, read_chunks
-from .reads.shares import BLOCK_ROWS, Share
+from .reads.shares import Share
 from .sample import provide_demo
 from .stopping import Stop, stop_on_signal
 from .table.mirror import Mirror, check_mirror, restore
@@ -75,7 +76,8 @@ def run_embedding_pipeline(
         some vectors of the table), `seconds`, `sequences_per_second`, `useful_tokens_per_second`,
         `useful_token_fraction`, `windowed` (sequences of several windows), `distinct`, `compiles`,
         `model_flop_utilisation` (None where the device's peak is unknown), `cleaned`, `rejected`
-        (by reason), `interrupted`, `fingerprint`.
+        (by code), `interrupted`, `fingerprint`, `already_done` (records that an earlier run
+        embedded or set aside), `usable` (records of the input that the table now has).
 
     Raises:
         BioscanError: one of its kinds, each with what, where and the remedy.
@@ -88,13 +90,18 @@ def run_embedding_pipeline(
         max_sequences=max_sequences,
         **options,
     )
-    result = embed(config, commit_by_time=checkpoint_enabled)
-    assert result is not None or config.dry_run
-    return result or {}
+    result = embed(config, commit_by_time=checkpoint_enabled) or {}
+    failure = result.pop("failure", None)
+    if failure is not None:
+        raise failure
+    return result
 
 
 def embed(config: EmbedConfig, commit_by_time: bool = True) -> dict[str, Any] | None:
-    """Run a config; None after a dry run, else what `run_embedding_pipeline` returns."""
+    """Run a config; None after a dry run, else what `run_embedding_pipeline` returns.
+
+    `failure` besides is the error of files that could not be read to their end, or None.
+    """
     if config.adapter and config.model == DEFAULT_MODEL:
         config = replace(config, model=adapter_base(config.adapter) or DEFAULT_MODEL)
     if config.dry_run:
@@ -212,9 +219,12 @@ def _embed(
                 mirror.finish()
             tracker.finish()
     failures = [*unreadable, *([outcome.failure] if outcome.failure else [])]
-    if failures:
-        raise join_failures(failures)
-    return _result(outcome, encoder, store, time.monotonic() - started, stop)
+    usable = done.num_usable + outcome.embedded + outcome.rejected[Code.ID_SEEN_BEFORE]
+    return _result(outcome, encoder, store, time.monotonic() - started, stop) | {
+        "already_done": already,
+        "usable": usable,
+        "failure": join_failures(failures) if failures else None,
+    }
 
 
 def _open_mirror(config: EmbedConfig) -> Mirror | None:
@@ -273,43 +283,6 @@ def _rejected(outcome: Outcome) -> Counter[Code]:
     return outcome.rejected + Counter({Code.VECTOR_NOT_FINITE: outcome.not_finite})
 
 
-_SHARE = f"blocks of {BLOCK_ROWS:,} records"
-
-
-def summary(config: EmbedConfig, result: dict[str, Any]) -> str:
-    """What a person wants to know at the end."""
-    if not result["sequences_processed"] and not result["interrupted"]:
-        share = "" if config.process_count == 1 else f"this process's share ({_SHARE}) of "
-        return (
-            f"nothing to do: every record of {share}the input is in table {config.table!r} of "
-            f"{config.db} ({result['total_rows']:,} rows) or was set aside"
-        )
-    lines = [
-        f"{result['embeddings_generated']:,} sequences embedded in {result['seconds']:.1f} s: "
-        f"{result['sequences_per_second']:.1f} sequences/s, "
-        f"{result['useful_tokens_per_second']:,.0f} tokens/s, "
-        f"{100 * result['useful_token_fraction']:.1f} % of the computed tokens were real",
-        f"table {config.table!r} in {config.db}: {result['total_rows']:,} rows, vectors of "
-        f"{result['avg_vector_length']} numbers, mean norm {result['sample_vector_norm']:.2f}",
-    ]
-    changes = ", ".join(f"{rule} {count:,}" for rule, count in result["cleaned"].items() if count)
-    if changes:
-        lines.append(f"cleaned: {changes}")
-    if result["windowed"]:
-        lines.append(f"{result['windowed']:,} sequences were longer than one window of the model")
-    if result["errors"]:
-        reasons = ", ".join(
-            f"{Code(code).words} ({count:,})" for code, count in result["rejected"].items()
-        )
-        lines.append(f"{result['errors']:,} records set aside in rejected.parquet: {reasons}")
-    if result["interrupted"]:
-        lines.append("interrupted; everything above is committed. Run the same command to go on")
-    elif result["total_rows"]:
-        table = "" if config.table == "embeddings" else f" --table {config.table}"
-        lines.append(f"next: python -m bioscan_xla.search --db {config.db}{table} FILE.fasta -k 5")
-    return "\n".join(lines)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     logging.basicConfig(
@@ -331,8 +304,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     if result is None:
         return 0
-    print(summary(config, result))
-    return 128 + result["interrupted"] if result["interrupted"] else 0
+    print(summarise(config, result))
+    if result["failure"] is not None:
+        print(f"error: {result['failure']}", file=sys.stderr)
+    return exit_status(config, result)
 
 
 if __name__ == "__main__":

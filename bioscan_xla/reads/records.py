@@ -148,7 +148,7 @@ def join_failures(failures: Sequence[InputError]) -> InputError:
     if len(failures) == 1:
         return failures[0]
     return InputError(
-        "\n  ".join([f"{len(failures)} files could not be read:", *map(str, failures)])
+        "\n  ".join([f"{len(failures)} files could not be read to their end:", *map(str, failures)])
     )
 
 
