@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 
 from bioscan_xla.errors import InputError
+from bioscan_xla.reads.files import metadata_schema
 from bioscan_xla.reads.labels import UNKNOWN, LabelSpace, learn_labels
 from bioscan_xla.reads.lineages import RANKS, known_lineage, known_name, rank_silva, split_ranked
+from bioscan_xla.reads.raw import ReadOptions
+from bioscan_xla.reads.records import read_chunks
 
 
 def lineage(text):
@@ -225,3 +228,14 @@ def test_silva_paths_are_ranked_by_name(path, wanted):
 def test_names_without_a_rank_are_counted():
     assert rank_silva("Eukaryota;SAR;Alveolata;Ciliophora;uncultured eukaryote")[1] == 2
     assert rank_silva("Bacteria;Bacillota;Bacilli")[1] == 0
+
+
+def test_the_log_says_how_many_lineages_lost_names(tmp_path, caplog):
+    path = tmp_path / "silva.fasta"
+    headers = ["a Eukaryota;SAR;Alveolata;Ciliophora", "b Eukaryota;Annelida", "c Bacteria;Bacilli"]
+    path.write_text("".join(f">{header}\n{'ACGT' * 10}\n" for header in headers))
+    options = ReadOptions(header_taxonomy="silva")
+    schema = metadata_schema([str(path)], options)
+    (chunk,) = read_chunks([str(path)], options, schema)
+    assert chunk.metadata["phylum"].to_pylist() == ["Ciliophora", "Annelida", "Bacilli"]
+    assert "names that do not tell their rank: 1;" in caplog.text

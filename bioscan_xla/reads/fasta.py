@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 
 from ..errors import InputError
-from .lineages import RANKS, split_header
+from .lineages import RANKS, count_unranked, split_header
 from .lines import decode, open_text
 from .raw import Broken, ReadOptions, Records, all_done
 
@@ -46,7 +46,7 @@ def read_fasta(
     source: str, options: ReadOptions, is_wanted: Callable[[int, int], bool], done: np.ndarray
 ) -> Iterator[Records]:
     """Read one FASTA or FASTQ file; see `read_records`."""
-    row = 0
+    row = num_unranked = 0
     records = read_sequences(source)
     while True:
         # One record beyond the chunk is never read, so a break loses nothing that came before it.
@@ -54,6 +54,8 @@ def read_fasta(
         if taken:
             is_mine = is_wanted(row, len(taken))
             if not all_done(done, row, len(taken)):
+                if options.header_taxonomy == "silva" and is_mine:
+                    num_unranked += count_unranked(record.header for record in taken)
                 yield _from_headers(row, taken, is_mine, options)
             row += len(taken)
         if error is not None:
@@ -62,6 +64,13 @@ def read_fasta(
             break
     if row == 0:
         log.warning("%s holds no record", source)
+    if num_unranked:
+        log.warning(
+            "%s: lineages with names that do not tell their rank: %d; these names are left out. "
+            "Fine-tuning takes exact ranks from a taxonomy TSV (--taxonomy)",
+            source,
+            num_unranked,
+        )
 
 
 def read_sequences(source: str) -> Iterator[Sequence]:

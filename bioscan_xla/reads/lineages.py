@@ -5,7 +5,7 @@ Invariants: a text that names no taxon ("uncultured", "sp.") is never taken for 
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 RANKS = ("kingdom", "phylum", "class", "order", "family", "genus", "species")
 
@@ -144,6 +144,11 @@ def rank_silva(path: str) -> tuple[Lineage, int]:
     found = {rank: told[0] for rank, told in claims.items() if len(set(told)) == 1 and told[0]}
     left_out = sum(known_name(name) is not None for name in names[1:] if name not in found.values())
     return tuple(found.get(rank) for rank in RANKS), left_out
+
+
+def count_unranked(headers: Iterable[str]) -> int:
+    """How many SILVA headers hold a name that tells no rank; see `rank_silva`."""
+    return sum(rank_silva(header.strip().partition(" ")[2])[1] > 0 for header in headers)
 
 
 def _told_rank(name: str) -> str | None:

@@ -1,11 +1,11 @@
 """Labelled sequences to training batches.
 
-Enters: labelled files. Leaves: `Examples`, and for every step a `TrainingBatch`. Guaranteed: what
+Input: labelled files. Output: `Examples`, and for every step a `TrainingBatch`.
+Invariants: what
 step n holds is a function of the seed, the epoch and n alone, the same in every process and after
 every resume; shapes are those of a few buckets.
 """
 
-import csv
 import logging
 from collections import Counter
 from collections.abc import Sequence
@@ -81,9 +81,11 @@ def read_examples(
         reasons.update(item.reason for item in chunk.rejected)
     if reasons:
         log.warning("%d records left out: %s", reasons.total(), dict(reasons.most_common(5)))
+    if not ids:
+        why = reasons.most_common(1)[0][0] if reasons else "there is no record"
+        raise InputError(f"{', '.join(inputs)}: no sequence can be used ({why})")
     if taxonomy:
-        by_id = read_taxonomy(taxonomy)
-        lineages = [by_id.get(name, lineage) for name, lineage in zip(ids, lineages, strict=True)]
+        lineages = _join_taxonomy(taxonomy, ids, lineages)
     if not any(any(lineage) for lineage in lineages):
         raise InputError(
             f"{sources[0]}: no sequence has a name at any rank; name the columns with --columns, "
@@ -92,25 +94,60 @@ def read_examples(
     return Examples(ids, sequences, lineages)
 
 
+def _join_taxonomy(path: str, ids: list[str], lineages: list[Lineage]) -> list[Lineage]:
+    """Lineages by id from a taxonomy TSV; an id that it lacks keeps its own."""
+    by_id = read_taxonomy(path)
+    joined = sum(name in by_id for name in ids)
+    if not joined:
+        raise InputError(
+            f"{path}: has none of the ids of the sequences (it has {next(iter(by_id), 'none')!r}, "
+            f"they have {ids[0]!r}); its first column must hold the sequence ids"
+        )
+    if joined < len(ids):
+        log.warning(
+            "%s: %d of %d sequences are not in it; they keep the lineage of their own file",
+            path,
+            len(ids) - joined,
+            len(ids),
+        )
+    return [by_id.get(name, lineage) for name, lineage in zip(ids, lineages, strict=True)]
+
+
 def read_taxonomy(path: str) -> dict[str, Lineage]:
     """Read a QIIME 2 taxonomy TSV: `Feature ID`, `Taxon` such as `k__Animalia; p__Annelida`.
 
     Reference: https://docs.qiime2.org/2024.10/tutorials/importing (HeaderlessTSVTaxonomyFormat too)
 
     Raises:
-        InputError: no such file, or a line without a tab.
+        InputError: no such file, no text, a line without a tab, or an id with two lineages.
     """
     result: dict[str, Lineage] = {}
     try:
-        with Path(path).open(newline="", encoding="utf-8") as file:
-            for number, fields in enumerate(csv.reader(file, delimiter="\t"), 1):
-                if not fields or fields[0] in ("Feature ID", "#q2:types"):
+        with Path(path).open(encoding="utf-8-sig") as file:
+            for number, line in enumerate(file, 1):
+                # Not csv: a quotation mark in a name is only a character here.
+                fields = line.rstrip("\r\n").split("\t")
+                name = fields[0].strip()
+                if not line.strip() or name in ("Feature ID", "#q2:types"):
                     continue
-                if len(fields) < 2:
-                    raise InputError(f"{path}: line {number} has no tab; needed are id and taxon")
-                result[fields[0]] = split_ranked(fields[1])
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read ({error})") from error
+                if len(fields) < 2 or not name:
+                    raise InputError(
+                        f"{path}: line {number} has no "
+                        f"{'tab' if len(fields) < 2 else 'id'}; each line needs an id, a tab and a "
+                        "taxon such as k__Animalia; p__Annelida"
+                    )
+                lineage = split_ranked(fields[1])
+                if result.setdefault(name, lineage) != lineage:
+                    raise InputError(
+                        f"{path}: line {number} gives {name!r} another lineage than a line before; "
+                        "leave one of them"
+                    )
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{path}: is not UTF-8 text ({error}); unpack it if it is compressed"
+        ) from error
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
     return result
 
 
@@ -234,7 +271,7 @@ def make_batch(
     own = rows[process_index::process_count]
     windows = []
     for row in own.tolist():
-        # A generator of its own, so that it matters not which process makes the example.
+        # A generator for each example, so that the result is the same in whichever process.
         rng = np.random.default_rng([seed, epoch, row])
         sequence = augmentation.apply(examples.sequences[row], rng)
         tokens = tokenize([sequence]).values[1:]
