@@ -1,9 +1,8 @@
 """Labelled sequences to training batches.
 
 Input: labelled files. Output: `Examples`, and for every step a `TrainingBatch`.
-Invariants: what
-step n holds is a function of the seed, the epoch and n alone, the same in every process and after
-every resume; shapes are those of a few buckets.
+Invariants: what step n holds depends only on the seed, the epoch and n; it is the same in every
+process and after every resume; batches have one of a few shapes.
 """
 
 import logging
@@ -72,17 +71,21 @@ def read_examples(
     ids: list[str] = []
     sequences: list[str] = []
     lineages: list[Lineage] = []
-    reasons: Counter[str] = Counter()
+    left_out: Counter[str] = Counter()
+    why = "there is no record"
     for chunk in read_chunks(sources, reading, schema):
         ids += chunk.ids
         sequences += chunk.sequences
         columns = [chunk.metadata[rank].to_pylist() for rank in RANKS]
         lineages += list(zip(*columns, strict=True))
-        reasons.update(item.reason for item in chunk.rejected)
-    if reasons:
-        log.warning("%d records left out: %s", reasons.total(), dict(reasons.most_common(5)))
+        if chunk.rejected and not left_out:
+            first = chunk.rejected[0]
+            why = f"{first.sequence_id or f'record {first.row + 1}'}: {first.reason}"
+        left_out.update(item.code.value for item in chunk.rejected)
+    if left_out:
+        counts = ", ".join(f"{code} {count}" for code, count in left_out.most_common())
+        log.warning("%d records left out (%s); the first is %s", left_out.total(), counts, why)
     if not ids:
-        why = reasons.most_common(1)[0][0] if reasons else "there is no record"
         raise InputError(f"{', '.join(inputs)}: no sequence can be used ({why})")
     if taxonomy:
         lineages = _join_taxonomy(taxonomy, ids, lineages)
