@@ -2,8 +2,8 @@
 
 `pip install '.[dashboard]'`, then `streamlit run launch/dashboard.py -- demo/embeddings.db`. The
 functions above `main` need no Streamlit: an existing dashboard imports them or copies them.
-Guaranteed: no vector is read but that of a query, and no more rows than are shown; counts read
-one column, a batch at a time.
+No vector is read but that of a query, and no more rows than are shown; counts read one column, a
+batch at a time.
 """
 
 import sys

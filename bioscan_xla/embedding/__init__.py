@@ -1,1 +1,1 @@
-"""The road from records to committed rows."""
+"""Records in, committed rows out."""

@@ -30,7 +30,7 @@ def in_any(device: Device, flags: list[bool]) -> list[bool]:
 
 
 def check_same(device: Device, what: str, *parts: str) -> None:
-    """Refuse to train where hosts differ: they would compute one batch of two minds.
+    """Refuse to train where hosts differ: each would compute its part of another batch.
 
     Raises:
         ConfigError: on every host; names those whose `parts` are not the first host's.

@@ -1,7 +1,7 @@
 """Google's TPU compiler on a machine without a TPU. The only file that imports jax.
 
-Enters: a traced program and a topology. Leaves: what the compiler says of it, per core. It proves
-that a program compiles and fits; it computes nothing and measures no speed.
+Input: a traced program and a topology. Output: what the compiler reports for each core.
+Invariants: nothing is computed. It shows that a program compiles and fits; it measures no speed.
 """
 
 import importlib.util

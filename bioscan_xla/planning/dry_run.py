@@ -1,6 +1,7 @@
 """The plan of an embedding run, in words, from a part of its input: what `--dry-run` prints.
 
-Enters: sources and a model's configuration. Leaves: text. Nothing is computed on the device.
+Input: sources and a model's configuration. Output: text.
+Invariants: nothing is computed on the device.
 """
 
 import itertools

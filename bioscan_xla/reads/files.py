@@ -1,7 +1,7 @@
 """Files to raw records: each file goes to the reader of its format.
 
 Input: names of files, local or in the cloud.
-Output: `Records`, a few at a time, in the order of the file, as text that nobody has judged yet.
+Output: `Records`, a few at a time, in the order of the file, not yet cleaned or checked.
 Invariants: no more than one batch of rows is held; a file that breaks off gives all that could be
 read and then an `InputError`.
 """

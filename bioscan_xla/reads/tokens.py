@@ -1,7 +1,7 @@
 """The 6-mer vocabulary of Nucleotide Transformer, version 1: sequences to token ids.
 
-Enters: sequences as text. Leaves: `Tokens`, every sequence beginning with `<cls>`. Guaranteed:
-the ids equal those of the Hugging Face tokenizer of the published models for any text.
+Input: sequences as text. Output: `Tokens`, every sequence beginning with `<cls>`.
+Invariants: the ids equal those of the Hugging Face tokenizer of the published models for any text.
 
 Reference: Dalla-Torre et al. (2024), https://doi.org/10.1038/s41592-024-02523-z
 """

@@ -1,8 +1,8 @@
 """Places that hold files, and moving files between them: rclone if installed, else fsspec.
 
-Enters: two addresses. Leaves: an engine that lists, copies, compares and deletes. Guaranteed: a
-file at a local destination appears under its name only when it is whole; credentials come from
-the environment and are never part of a command line.
+Input: two addresses. Output: an engine that lists, copies, compares and deletes.
+Invariants: a file at a local destination appears under its name only when it is whole;
+credentials come from the environment and are never part of a command line.
 """
 
 import shutil

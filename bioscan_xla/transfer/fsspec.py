@@ -1,6 +1,6 @@
-"""Copies by fsspec's file systems: every store that it knows, with no program besides.
+"""Copies by fsspec's file systems: any store it knows, with no other program.
 
-Enters: two folders or URLs. Leaves: an engine as `transfer.Engine` says.
+Input: two folders or URLs. Output: an engine with the methods of `transfer.engine.Engine`.
 """
 
 import hashlib

@@ -1,7 +1,7 @@
-"""Copies by the rclone program, to and from whatever it has been configured for.
+"""Copies by the rclone program, to and from any place it is configured for.
 
-Enters: two folders, `gs://` or `s3://` addresses, or remotes of rclone. Leaves: an engine as
-`transfer.Engine` says.
+Input: two folders, `gs://` or `s3://` addresses, or remotes of rclone. Output: an engine with the
+methods of `transfer.engine.Engine`.
 """
 
 import contextlib
