@@ -8,7 +8,7 @@ import pytest
 
 @pytest.mark.parametrize(
     "module",
-    ["reads.labels", "reads.lineages", "training.metrics", "training.splits"],
+    ["reads.labels", "reads.lineages", "training.data", "training.metrics", "training.splits"],
 )
 def test_examples(module):
     result = doctest.testmod(importlib.import_module(f"bioscan_xla.{module}"))

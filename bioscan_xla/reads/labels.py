@@ -115,7 +115,13 @@ class LabelSpace:
         return self.ancestors(rank)[:, -1]
 
     def encode(self, lineages: Sequence[Sequence[str | None]]) -> np.ndarray:
-        """Class numbers, (lineages, 7) int64, -1 where unknown or not in the space."""
+        """Class numbers, (lineages, 7) int64, -1 where unknown or not in the space.
+
+        >>> rows = [("Animalia", name) + (None,) * 5 for name in ("Annelida", "Mollusca")]
+        >>> space, _ = learn_labels(rows)
+        >>> space.encode([rows[1], ("Animalia", "Cnidaria") + (None,) * 5])[:, :3].tolist()
+        [[0, 1, -1], [0, -1, -1]]
+        """
         index: dict[tuple[int, str], list[tuple[int, Lineage]]] = defaultdict(list)
         for rank, classes in enumerate(self.lineages):
             for number, chain in enumerate(classes):

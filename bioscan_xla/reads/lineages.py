@@ -30,6 +30,9 @@ def known_name(text: str | None) -> str | None:
     hold `unclassified`, `uncultured`, `unidentified`, `environmental`, `metagenome` or `incertae`;
     open nomenclature (`sp.`, `spp.`, `cf.`, `aff.`, `nr.`); and numbered names (any digit).
     Underscores count as spaces, and a rank prefix such as `g__` is taken off.
+
+    >>> known_name("g__Osedax"), known_name("Osedax sp. MB3")
+    ('Osedax', None)
     """
     if text is None:
         return None
@@ -172,7 +175,11 @@ def _in_place(names: Sequence[str]) -> bool:
 
 
 def split_ranked(text: str) -> Lineage:
-    """Lineage of `k__Animalia; p__Annelida; ...`; names without a prefix are taken in order."""
+    """Lineage of `k__Animalia; p__Annelida; ...`; names without a prefix are taken in order.
+
+    >>> split_ranked("k__Animalia; p__; g__Osedax")
+    ('Animalia', None, None, None, None, 'Osedax', None)
+    """
     names: dict[str, str] = {}
     for place, part in enumerate(text.split(";")):
         letter, mark, name = part.strip().partition("__")

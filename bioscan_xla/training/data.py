@@ -203,6 +203,9 @@ def row_widths(num_tokens: np.ndarray, max_tokens: int) -> list[int]:
     Args:
         num_tokens: (examples,) tokens of each, at least one.
         max_tokens: the model's limit; longer ones count as that.
+
+    >>> row_widths(np.array([30, 31, 200, 5000]), 1000)
+    [32, 224, 1024]
     """
     steps = -(-np.minimum(num_tokens, max_tokens) // _WIDTH_STEP)
     below = np.concatenate([[0], np.cumsum(np.bincount(steps)[1:])])  # examples up to a width
