@@ -5,6 +5,7 @@ import logging
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from bioscan_xla.errors import ConfigError
@@ -50,6 +51,17 @@ def test_evaluation_between_epochs_and_early_stopping(options, tmp_path, monkeyp
     result = finetune(FinetuneConfig(**options | stopped))
     assert result["num_epochs"] == 1
     assert [line["updates"] for line in metrics_lines(stopped["output"])] == [2, 4, 6]
+
+
+def test_an_evaluation_part_of_one_sequence(options, tmp_path):
+    # One vector spans no plane, so there is no picture of it; all else is as ever.
+    one = tmp_path / "one.parquet"
+    pq.write_table(pq.read_table(options["train"]).slice(0, 1), one)
+    result = finetune(FinetuneConfig(**options | {"eval": str(one), "num_epochs": 1}))
+    assert result["evaluation"]["kingdom/accuracy"] in (0, 1)
+    folder = Path(options["output"])
+    assert (folder / "confusion.png").is_file()
+    assert not (folder / "vectors.png").exists()
 
 
 def test_tensorboard_gets_figures_and_pictures(options):
