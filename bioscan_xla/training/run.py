@@ -26,7 +26,7 @@ from accelerate.utils import (
 
 from ..embedding.tracking import TrainingTracker
 from ..encode import hosts, runtime
-from ..encode.model import load_model, resolve_commit
+from ..encode.model import load_model, resolve_commit, sample_hash
 from ..encode.packing import FIRST_POSITION
 from ..errors import ConfigError, DeviceError, InputError
 from ..reads.labels import learn_labels
@@ -144,6 +144,7 @@ def _finetune(config: FinetuneConfig, device: runtime.Device) -> dict[str, Any]:
         write_tables(output, data.split, data.conflicts)
     commit = resolve_commit(config.model, config.revision)
     base = load_model(config.model, device.dtype, commit or None)
+    base_hash = sample_hash(base)
     if device.process_count > 1:
         sums = (parameter.sum(dtype=torch.float64) for parameter in base.parameters())
         hosts.check_same(device, "the model", *(str(float(each)) for each in sums))
@@ -249,6 +250,7 @@ def _finetune(config: FinetuneConfig, device: runtime.Device) -> dict[str, Any]:
             "epochs": len(cursor.losses),
             "trainable": trainable,
             "parameters": parameters,
+            "base_hash": base_hash,
         }
         write_model_folder(
             config,
