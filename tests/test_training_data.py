@@ -8,6 +8,7 @@ import pytest
 from bioscan_xla.encode.packing import PAD_ID
 from bioscan_xla.errors import InputError
 from bioscan_xla.reads.raw import ReadOptions
+from bioscan_xla.reads.taxonomy import read_taxonomy
 from bioscan_xla.reads.tokens import tokenize
 from bioscan_xla.training.data import (
     Augmentation,
@@ -15,7 +16,6 @@ from bioscan_xla.training.data import (
     make_batch,
     plan_epoch,
     read_examples,
-    read_taxonomy,
     row_widths,
 )
 
@@ -152,7 +152,8 @@ def test_a_quotation_mark_in_a_name_swallows_no_line(tmp_path):
     ("content", "message"),
     [
         (b"a\tk__A\na\tk__B\n", "line 2 gives 'a' another lineage"),
-        (b"\x1f\x8b\x08\x00", "not UTF-8 text.*compressed"),
+        (b"\x1f\x8b\x08\x00", "breaks off.*gzip data end too early"),
+        ("a\tk__A\n".encode("utf-16"), "UTF-16"),
         (b"\tk__A\n", "line 1 has no id"),
     ],
 )

@@ -1,6 +1,6 @@
 """Files to lines of text: local or remote, plain or gzip, told by content and not by name.
 
-Input: the name or address of a FASTA or FASTQ file.
+Input: the name or address of a text file.
 Output: `Text`: which format it holds, and its lines one by one.
 Invariants: memory does not grow with the file; whatever was whole before a damage comes out before
 the `Broken` that names it; what is no sequence text is named for what it is.
@@ -63,14 +63,30 @@ def open_text(source: str) -> Text:
     Raises:
         Broken: it cannot be opened, or is something else. The lines raise it where it breaks off.
     """
-    head, blocks = _peek(_unpack(source, _read_blocks(source)))
-    if head.startswith(_UTF8_MARK):
-        head = head[len(_UTF8_MARK) :]
-    _refuse_other_kinds(head)
+    head, blocks = _open_blocks(source)
     kind = _kind_of(head)
     if kind and kind != format_of(source):
         log.warning("%s: holds %s in spite of its name, and is read as that", source, kind.upper())
     return Text(kind or format_of(source), _split_lines(itertools.chain([head], blocks)))
+
+
+def read_lines(source: str) -> Iterator[str]:
+    """The lines of any text file, each byte a character (Latin-1); see `decode`.
+
+    Raises:
+        Broken: it cannot be read, or not to its end, or is no text.
+    """
+    head, blocks = _open_blocks(source)
+    yield from _split_lines(itertools.chain([head], blocks))
+
+
+def _open_blocks(source: str) -> tuple[bytes, Iterator[bytes]]:
+    """The beginning of a text file, unpacked and without a byte-order mark, and what follows it."""
+    head, blocks = _peek(_unpack(source, _read_blocks(source)))
+    if head.startswith(_UTF8_MARK):
+        head = head[len(_UTF8_MARK) :]
+    _refuse_other_kinds(head)
+    return head, blocks
 
 
 def decode(text: str) -> str:

@@ -9,7 +9,6 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -18,9 +17,10 @@ from ..errors import InputError
 from ..reads.files import metadata_schema
 from ..reads.inputs import expand_inputs
 from ..reads.labels import UNKNOWN
-from ..reads.lineages import RANKS, Lineage, split_ranked
+from ..reads.lineages import RANKS, Lineage
 from ..reads.raw import ReadOptions
 from ..reads.records import read_chunks
+from ..reads.taxonomy import read_taxonomy
 from ..reads.tokens import tokenize
 
 log = logging.getLogger(__name__)
@@ -114,44 +114,6 @@ def _join_taxonomy(path: str, ids: list[str], lineages: list[Lineage]) -> list[L
             len(ids),
         )
     return [by_id.get(name, lineage) for name, lineage in zip(ids, lineages, strict=True)]
-
-
-def read_taxonomy(path: str) -> dict[str, Lineage]:
-    """Read a QIIME 2 taxonomy TSV: `Feature ID`, `Taxon` such as `k__Animalia; p__Annelida`.
-
-    Reference: https://docs.qiime2.org/2024.10/tutorials/importing (HeaderlessTSVTaxonomyFormat too)
-
-    Raises:
-        InputError: no such file, no text, a line without a tab, or an id with two lineages.
-    """
-    result: dict[str, Lineage] = {}
-    try:
-        with Path(path).open(encoding="utf-8-sig") as file:
-            for number, line in enumerate(file, 1):
-                # Not csv: a quotation mark in a name is only a character here.
-                fields = line.rstrip("\r\n").split("\t")
-                name = fields[0].strip()
-                if not line.strip() or name in ("Feature ID", "#q2:types"):
-                    continue
-                if len(fields) < 2 or not name:
-                    raise InputError(
-                        f"{path}: line {number} has no "
-                        f"{'tab' if len(fields) < 2 else 'id'}; each line needs an id, a tab and a "
-                        "taxon such as k__Animalia; p__Annelida"
-                    )
-                lineage = split_ranked(fields[1])
-                if result.setdefault(name, lineage) != lineage:
-                    raise InputError(
-                        f"{path}: line {number} gives {name!r} another lineage than a line before; "
-                        "leave one of them"
-                    )
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{path}: is not UTF-8 text ({error}); unpack it if it is compressed"
-        ) from error
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
-    return result
 
 
 @dataclass(frozen=True)
