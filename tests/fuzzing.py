@@ -178,6 +178,7 @@ def _read_records(kind, path):
 
 def _serve(connection, folder):
     logging.disable(logging.CRITICAL)
+    connection.send("ready")
     while True:
         kind, number = connection.recv()
         connection.send(read_case(kind, write_case(folder, kind, number)))
@@ -188,13 +189,15 @@ def run_cases(cases, folder, seconds_a_case=10):
 
     A case that takes too long is a hang and one that ends the process a crash; both get a new one.
     """
+    spawn = get_context("spawn")
     process = connection = None
     for kind, number in cases:
         if process is None:
-            connection, theirs = get_context("fork").Pipe()
-            process = get_context("fork").Process(target=_serve, args=(theirs, folder), daemon=True)
+            connection, theirs = spawn.Pipe()
+            process = spawn.Process(target=_serve, args=(theirs, folder), daemon=True)
             process.start()
             theirs.close()
+            connection.recv()
         connection.send((kind, number))
         begun = time.monotonic()
         try:
