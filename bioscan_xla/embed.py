@@ -24,7 +24,8 @@ from .embedding.summary import exit_status, summarise
 from .embedding.tracking import Tracker
 from .encode import runtime
 from .encode.encoder import Encoder, load_encoder
-from .encode.model import DEFAULT_MODEL, adapter_base, read_config
+from .encode.model import read_config
+from .encode.model_files import resolve_base
 from .errors import BioscanError, ConfigError
 from .options import EmbedConfig
 from .planning.dry_run import describe_plan
@@ -102,8 +103,8 @@ def embed(config: EmbedConfig, commit_by_time: bool = True) -> dict[str, Any] | 
 
     `failure` besides is the error of files that could not be read to their end, or None.
     """
-    if config.adapter and config.model == DEFAULT_MODEL:
-        config = replace(config, model=adapter_base(config.adapter) or DEFAULT_MODEL)
+    name, revision = resolve_base(config.model, config.revision, config.adapter)
+    config = replace(config, model=name, revision=revision)
     if config.dry_run:
         sources = expand_inputs(config.input)
         device = runtime.open_device(config.device, config.dtype)

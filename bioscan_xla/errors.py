@@ -27,3 +27,8 @@ class TableError(BioscanError, RuntimeError):
 
 class SyncError(BioscanError, RuntimeError):
     """A copy between two places cannot begin, broke off, or is not the same afterwards."""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, without the lines behind the first."""
+    return (str(error) or type(error).__name__).strip().splitlines()[0][:300]

@@ -8,6 +8,9 @@ from typing import Any
 
 from .errors import ConfigError
 
+DEFAULT_MODEL = "InstaDeepAI/nucleotide-transformer-2.5b-multi-species"
+DEVICES = ("auto", "xla", "cuda", "cpu")
+
 
 @dataclass(frozen=True)
 class EmbedConfig:
@@ -28,7 +31,7 @@ class EmbedConfig:
     mirror: str | None = None
     """Folder (a mounted Google Drive, say) that gets a copy of the database every half hour."""
 
-    model: str = "InstaDeepAI/nucleotide-transformer-2.5b-multi-species"
+    model: str = DEFAULT_MODEL
     """Hugging Face id or local folder of a Nucleotide Transformer (version 1)."""
 
     revision: str | None = None
@@ -124,7 +127,7 @@ class EmbedConfig:
             self,
             {
                 "pooling": ("mean", "mean_no_special", "cls", "max"),
-                "device": ("auto", "xla", "cuda", "cpu"),
+                "device": DEVICES,
                 "dtype": (None, "bfloat16", "float32"),
                 "vector_dtype": ("float16", "float32"),
                 "header_taxonomy": (None, "sintax", "silva"),

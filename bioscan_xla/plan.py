@@ -25,10 +25,11 @@ from transformers import EsmConfig
 from .cli import parse
 from .encode.encoder import check_options, forward_flops
 from .encode.inference import prepare
-from .encode.model import DEFAULT_MODEL, adapter_base, read_config
+from .encode.model import read_config
+from .encode.model_files import resolve_base
 from .encode.packing import FIRST_POSITION, Batch, Packer, Totals, layout
 from .errors import BioscanError, ConfigError, InputError, ModelError
-from .options import EmbedConfig
+from .options import DEFAULT_MODEL, EmbedConfig
 from .planning.compiler import (
     GIB,
     TOPOLOGIES,
@@ -86,8 +87,8 @@ def plan_embedding(config: EmbedConfig, topology: Topology) -> dict[str, Any]:
         raise ConfigError(
             f"{topology.name} has several hosts, and each host embeds by itself: plan for v5e-8"
         )
-    if config.adapter and config.model == DEFAULT_MODEL:
-        config = dataclasses.replace(config, model=adapter_base(config.adapter) or DEFAULT_MODEL)
+    name, revision = resolve_base(config.model, config.revision, config.adapter)
+    config = dataclasses.replace(config, model=name, revision=revision)
     model = _model_config(config)
     max_tokens = check_options(model, config.layer, config.overlap_tokens)
     if config.layer != -1:

@@ -32,6 +32,8 @@ def search_sequences(
     where: str | None = None,
     device: str = "auto",
     names: Sequence[str] | None = None,
+    model: str | None = None,
+    adapter: str | None = None,
 ) -> list[dict]:
     """Nearest rows of each sequence.
 
@@ -43,6 +45,8 @@ def search_sequences(
         where: SQL condition on the columns, such as `depth > 1000 AND phylum = 'Cnidaria'`.
         device: where the model runs.
         names: of the sequences; by default query_1, query_2, ...
+        model: where the model is now, if it was moved since the table was made.
+        adapter: where the adapter is now, if it was moved.
 
     Returns:
         One dict a row: `query`, `distance` (1 - cosine), and the columns of the table.
@@ -50,22 +54,13 @@ def search_sequences(
     Raises:
         TableError: no such table, or the condition cannot be read.
         InputError: a sequence that cannot be used.
-        ModelError: the model that made the table is no longer where it was.
+        ModelError: the model that made the table is no longer where it was, or is another now.
     """
     opened = open_table(db, table)
     made_by = read_fingerprint(opened)
     if not made_by:
         raise InputError(f"{db}: the table {table!r} was not made by bioscan_xla")
-    encoder = load_as(
-        made_by["model"],
-        made_by["revision"],
-        made_by["adapter"],
-        made_by["pooling"],
-        int(made_by["layer"]),
-        made_by["dtype"],
-        int(made_by["overlap_tokens"]),
-        device,
-    )
+    encoder = load_as(made_by, model=model, adapter=adapter, device=device)
     names = names or [f"query_{number + 1}" for number in range(len(sequences))]
     found = search_vectors(opened, embed_text(encoder, sequences), k, where)
     return [

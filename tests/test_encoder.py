@@ -14,7 +14,7 @@ from transformers import EsmForMaskedLM, EsmModel
 from bioscan_xla.embed import run_embedding_pipeline
 from bioscan_xla.encode.encoder import load_encoder
 from bioscan_xla.encode.inference import embed_sequences, embed_text
-from bioscan_xla.encode.model import adapter_base
+from bioscan_xla.encode.model_files import adapter_base
 from bioscan_xla.encode.runtime import open_device
 from bioscan_xla.errors import ConfigError, ModelError, TableError
 
@@ -238,9 +238,10 @@ def test_text_is_cleaned_first(model_folder, cpu):
 def test_an_adapter_says_what_it_was_trained_on(tmp_path):
     folder = tmp_path / "tuned/adapter"
     folder.mkdir(parents=True)
-    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "a/b"}))
-    assert adapter_base(str(folder)) == adapter_base(str(folder.parent)) == "a/b"
-    assert adapter_base(str(tmp_path)) is None
+    said = {"base_model_name_or_path": "a/b", "revision": "c0ffee"}
+    (folder / "adapter_config.json").write_text(json.dumps(said))
+    assert adapter_base(str(folder)) == adapter_base(str(folder.parent)) == ("a/b", "c0ffee")
+    assert adapter_base(str(tmp_path)) == (None, None)
 
 
 def test_a_mistyped_folder_is_not_looked_for_on_the_hub(tmp_path):

@@ -25,6 +25,7 @@ import ray
 from ray.exceptions import RayActorError, RayTaskError
 
 from ..encode.encoder import forward_flops
+from ..encode.fingerprint import compare, describe
 from ..encode.packing import Totals
 from ..errors import BioscanError, ConfigError, DeviceError
 from ..reads.records import Chunk
@@ -290,15 +291,13 @@ class Workers:
         if self._first is None:
             self._first = described
             self.hidden, self.fingerprint = described.hidden, described.fingerprint
-        if described.fingerprint != self.fingerprint:
-            unlike = sorted(
-                key
-                for key in self.fingerprint | described.fingerprint
-                if self.fingerprint.get(key) != described.fingerprint.get(key)
-            )
+        compared = compare(self.fingerprint, described.fingerprint)
+        if unlike := compared.different + compared.unknown:
+            names = self._first.host, described.host
             raise ConfigError(
-                f"host {described.host} would make other vectors than {self._first.host}: "
-                f"{', '.join(unlike)} differ; give all hosts the same model, packages and --dtype"
+                f"host {described.host} would make other vectors than {self._first.host}:\n"
+                + "\n".join(describe(unlike, self.fingerprint, described.fingerprint, names))
+                + "\nGive all hosts the same model, packages and --dtype"
             )
         member.ready, member.failed_starts = True, 0
         log.info(

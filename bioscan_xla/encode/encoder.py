@@ -14,16 +14,17 @@ from transformers import EsmModel
 
 from .. import __version__
 from ..errors import ConfigError
+from ..options import DEFAULT_MODEL
 from . import runtime
+from .fingerprint import TOKENIZER, VECTORS_VERSION
 from .model import (
-    DEFAULT_MODEL,
-    absolute,
+    hash_weights,
     load_model,
     merge_adapter,
     read_config,
-    resolve_commit,
     sample_hash,
 )
+from .model_files import absolute, resolve_base, resolve_commit
 from .onednn import reorder_linear_layers
 from .packing import FIRST_POSITION, Batch, Totals
 from .pooling import POOLINGS, pool
@@ -147,6 +148,7 @@ def load_encoder(
     """
     if pooling not in POOLINGS:
         raise ConfigError(f"pooling {pooling!r} is unknown; choose one of {', '.join(POOLINGS)}")
+    model, revision = resolve_base(model, revision, adapter)
     config = read_config(model, revision)
     max_tokens = check_options(config, layer, overlap_tokens)
     commit = resolve_commit(model, revision)
@@ -155,19 +157,26 @@ def load_encoder(
         "model": absolute(model),
         "revision": commit,
         "weights": sample_hash(esm),
+        "weights_sha256": hash_weights(esm),
         "adapter": "",
         "adapter_hash": "",
-        "tokenizer": "6-mer-4105",
+        "adapter_sha256": "",
+        "tokenizer": TOKENIZER,
         "pooling": pooling,
         "layer": str(layer),
         "dtype": device.dtype_name,
         "max_tokens": str(max_tokens),
         "overlap_tokens": str(overlap_tokens),
+        "vectors": VECTORS_VERSION,
         "version": __version__.split("+")[0],
     }
     if adapter:
-        esm = merge_adapter(esm, adapter)
-        fingerprint |= {"adapter": absolute(adapter), "adapter_hash": sample_hash(esm)}
+        esm, adapter_sha256 = merge_adapter(esm, adapter)
+        fingerprint |= {
+            "adapter": absolute(adapter),
+            "adapter_hash": sample_hash(esm),
+            "adapter_sha256": adapter_sha256,
+        }
     if layer not in (-1, config.num_hidden_layers):
         esm.encoder.layer = esm.encoder.layer[:layer]
         esm.encoder.emb_layer_norm_after = None

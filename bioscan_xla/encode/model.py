@@ -1,42 +1,69 @@
-"""A model's files: read its configuration, load its weights and adapter, tell models apart.
+"""Load a model: its configuration, its weights, an adapter.
 
-Input: a model id or folder. Output: an EsmModel on the host, its commit, hashes. Invariants:
-nothing that could run code is unpickled, and a model that is not wholly there is refused.
+Input: a model id or folder, an adapter. Output: an EsmModel on the host, and its hashes.
+Invariants: nothing that could run code is unpickled, and a model that is not wholly there is
+refused.
 """
 
 import hashlib
 import json
 import pickle
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from transformers import EsmConfig, EsmModel
-from transformers.utils.hub import cached_file, extract_commit_hash
 
-from ..errors import ModelError
+from ..errors import ModelError, first_line
 from ..reads.tokens import VOCABULARY
 from . import attention
+from .fingerprint import hash_tensors
+from .model_files import (
+    adapter_folder,
+    check_safetensors,
+    check_vocabulary,
+    find_file,
+    read_json,
+)
 
-DEFAULT_MODEL = "InstaDeepAI/nucleotide-transformer-2.5b-multi-species"
+_LOAD_ERRORS = (
+    OSError,
+    ValueError,
+    KeyError,
+    RuntimeError,
+    SafetensorError,
+    pickle.UnpicklingError,
+)
+_SIZE_MISMATCH = re.compile(
+    r"size mismatch for (\S+): .*?shape torch\.Size\((\[.*?\])\).*?torch\.Size\((\[.*?\])\)"
+)
 
 
-def read_config(model: str, revision: str | None) -> EsmConfig:
-    """Read a model's configuration and check that its family is supported; ModelError if not."""
+def read_config(model: str, revision: str | None = None) -> EsmConfig:
+    """Read a model's configuration; check that it can be used and has the built-in vocabulary.
+
+    Raises:
+        ModelError: not found, broken, of another family, or with another vocabulary.
+    """
     folder = Path(model)
-    if not folder.is_dir() and len(folder.parts) > 1 and folder.parent.is_dir():
+    is_id = not folder.is_absolute() and len(folder.parts) < 3 and not folder.parent.is_dir()
+    if not folder.is_dir() and not (is_id or len(folder.parts) == 1):
         raise ModelError(f"{model}: there is no such folder; check the path")
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise ModelError(f"{model}: has no config.json; name the folder that holds the model")
-    try:
-        raw, _ = EsmConfig.get_config_dict(model, revision=revision)
-    except (OSError, ValueError) as error:
+    path = find_file(model, "config.json", revision)
+    if path is None:
         raise ModelError(
-            f"model {model!r} is no folder here and could not be had from the hub; check the id "
-            "and the network (for a private model, HF_TOKEN), or download it elsewhere and pass "
-            "its folder as --model FOLDER"
-        ) from error
+            f"model {model!r} is not a folder on this machine, and the hub did not give it; check "
+            "the id and the network (for a private model, set HF_TOKEN), or download it elsewhere "
+            "and pass its folder as --model FOLDER"
+        )
+    raw = read_json(path)
     if raw.get("auto_map"):
         raise ModelError(
             f"model {model!r} can only be loaded by running code from its repository, which is "
@@ -52,7 +79,17 @@ def read_config(model: str, revision: str | None) -> EsmConfig:
             f"model {model!r} has {raw['position_embedding_type']} positions; needed are the "
             "absolute ones of Nucleotide Transformer version 1"
         )
-    return EsmConfig.from_dict(raw)
+    check_vocabulary(model, revision)
+    try:
+        config = EsmConfig.from_dict(raw)
+        with torch.device("meta"):
+            EsmModel(config, add_pooling_layer=False)
+    except Exception as error:  # the library checks values in many places, each with its own error
+        raise ModelError(
+            f"{path}: no model can be built from these values ({first_line(error)}); "
+            "download the file again"
+        ) from error
+    return config
 
 
 def load_model(model: str, dtype: torch.dtype, revision: str | None = None) -> EsmModel:
@@ -66,21 +103,21 @@ def load_model(model: str, dtype: torch.dtype, revision: str | None = None) -> E
     return esm
 
 
-def adapter_base(adapter: str) -> str | None:
-    """The model that a LoRA folder was trained on; None where it does not say."""
-    for folder in (Path(adapter) / "adapter", Path(adapter)):  # the first is fine-tuning's output
-        path = folder / "adapter_config.json"
-        if path.is_file():
-            return json.loads(path.read_text()).get("base_model_name_or_path") or None
-    return None
+@contextmanager
+def no_bars() -> Iterator[None]:
+    """Keep transformers from drawing a bar for each step of loading or writing weights.
 
+    The hub's bars stay: a download of gigabytes should be seen.
+    """
 
-def resolve_commit(model: str, revision: str | None) -> str:
-    """The commit that a hub model's files come from; empty for a folder."""
-    if Path(model).is_dir():
-        return ""
-    path = cached_file(model, "config.json", revision=revision)
-    return extract_commit_hash(path, None) or revision or ""
+    def silent(factory: Any, args: tuple, options: dict[str, Any]) -> Any:
+        return factory(*args, **options | {"disable": True})
+
+    before = transformers.utils.logging.set_tqdm_hook(silent)
+    try:
+        yield
+    finally:
+        transformers.utils.logging.set_tqdm_hook(before)
 
 
 def _load_weights(
@@ -94,23 +131,34 @@ def _load_weights(
         trust_remote_code=False,
         weights_only=True,
         output_loading_info=True,
+        ignore_mismatched_sizes=True,  # they are refused below, with names and shapes
     )
     verbosity = transformers.utils.logging.get_verbosity()
     transformers.utils.logging.set_verbosity_error()  # the unused head is no news
     try:
-        loaded: Any = EsmModel.from_pretrained(model, **options)
+        with no_bars():
+            loaded: Any = EsmModel.from_pretrained(model, **options)
     except pickle.UnpicklingError as error:
         raise ModelError(
             f"the weights of {model!r} could not be loaded: they are a pickle that holds more than "
             "tensors, which could run code and is refused. Take safetensors"
         ) from error
-    except (OSError, ValueError, RuntimeError) as error:
+    except _LOAD_ERRORS as error:
+        config_path = find_file(model, "config.json", revision)
+        if config_path is not None:
+            check_safetensors(config_path.parent)
         raise ModelError(
-            f"the weights of {model!r} could not be loaded ({error}); is the download complete?"
+            f"the weights of {model!r} could not be loaded ({first_line(error)}); "
+            "download the model again"
         ) from error
     finally:
         transformers.utils.logging.set_verbosity(verbosity)
     esm, report = loaded
+    for name, theirs, ours in sorted(report["mismatched_keys"]):
+        raise ModelError(
+            f"the weights of {model!r} do not fit its config.json: {name} has the shape "
+            f"{tuple(theirs)}, and {tuple(ours)} is needed; the two files are of different models"
+        )
     # Rotary tables and the contact head are not part of the forward pass.
     missing = sorted(key for key in report["missing_keys"] if "contact_head" not in key)
     if missing:
@@ -121,33 +169,70 @@ def _load_weights(
     return esm
 
 
-def absolute(name: str) -> str:
-    """A folder's full path; a model id as it is."""
-    return str(Path(name).resolve()) if Path(name).is_dir() else name
+def attach_saved_adapter(esm: EsmModel, adapter: str | Path) -> Any:
+    """Load an adapter beside the weights of a model, a PeftModel.
 
-
-def merge_adapter(esm: EsmModel, adapter: str) -> Any:
-    """Add an adapter to the weights; ModelError where it cannot be loaded or does not fit."""
+    Raises:
+        ModelError: it is not there, is broken, or does not fit the model.
+    """
     from peft import PeftModel
 
-    if (Path(adapter) / "adapter").is_dir():  # the output folder of fine-tuning
-        adapter = str(Path(adapter) / "adapter")
+    folder = adapter_folder(str(adapter))
     try:
-        merged = PeftModel.from_pretrained(esm, adapter).merge_and_unload()
-    except (OSError, ValueError, KeyError, RuntimeError, pickle.UnpicklingError) as error:
+        return PeftModel.from_pretrained(esm, folder)
+    except _LOAD_ERRORS as error:
+        if Path(folder).is_dir():
+            check_safetensors(Path(folder))
+        if found := _SIZE_MISMATCH.search(str(error)):
+            name, theirs, ours = found.groups()
+            raise ModelError(
+                f"adapter {str(adapter)!r} does not fit the model: {name} has the shape {theirs}, "
+                f"and {ours} is needed; name the model that it was trained on as --model"
+            ) from error
         raise ModelError(
-            f"adapter {adapter!r} could not be loaded onto the model ({error}); name the folder "
-            "that holds adapter_config.json and adapter_model.safetensors"
+            f"adapter {str(adapter)!r} could not be loaded onto the model ({first_line(error)}); "
+            "name the folder that holds adapter_config.json and adapter_model.safetensors"
         ) from error
-    return merged
+
+
+def merge_adapter(esm: EsmModel, adapter: str) -> tuple[Any, str]:
+    """The model with an adapter added to its weights, and the adapter's hash.
+
+    Raises:
+        ModelError: see `attach_saved_adapter`.
+    """
+    tuned = attach_saved_adapter(esm, adapter)
+    digest = _hash_adapter(tuned)
+    return tuned.merge_and_unload(), digest
+
+
+def _hash_adapter(tuned: Any) -> str:
+    """A hash over an adapter's tensors and the factors they are added with."""
+    from peft import get_peft_model_state_dict
+
+    tensors = dict(get_peft_model_state_dict(tuned))
+    for name, module in tuned.named_modules():
+        scaling = getattr(module, "scaling", None)  # by adapter; attention has a number there
+        for factor in scaling.values() if isinstance(scaling, dict) else ():
+            tensors[f"{name} scaling"] = torch.tensor(float(factor))
+    return hash_tensors(tensors.items())
+
+
+def _weights(esm: EsmModel) -> Iterator[tuple[str, torch.Tensor]]:
+    for name, weight in esm.named_parameters():
+        if "contact_head" not in name and "pooler" not in name:
+            yield name, weight
+
+
+def hash_weights(esm: EsmModel) -> str:
+    """A hash over every byte of the weights that vectors depend on, on the host."""
+    return hash_tensors(_weights(esm))
 
 
 def sample_hash(esm: EsmModel) -> str:
-    """A hash over the shapes and some values of every weight: tells models apart in a second."""
+    """A hash over the shapes and some values of every weight, as older tables recorded it."""
     digest = hashlib.sha256(json.dumps(esm.config.hidden_size).encode())
-    for name, weight in sorted(esm.named_parameters()):
-        if "contact_head" in name or "pooler" in name:
-            continue
+    for name, weight in sorted(_weights(esm)):
         flat = weight.detach().flatten()
         values = flat[:: max(1, len(flat) // 64)][:64].float()
         digest.update(f"{name}{tuple(weight.shape)}".encode() + values.numpy().tobytes())

@@ -25,6 +25,7 @@ import numpy as np
 import torch
 
 from ..errors import ConfigError, DeviceError
+from ..options import DEVICES
 
 log = logging.getLogger(__name__)
 
@@ -90,10 +91,10 @@ def _has_tpu_chip(devices: Path = Path("/sys/bus/pci/devices")) -> bool:
 
 def choose(name: str) -> tuple[str, str]:
     """Kind of device that a name means here, and why; nothing is opened."""
-    if name not in ("auto", "xla", "cuda", "cpu"):
-        raise ConfigError(f"device {name!r} is unknown; choose auto, xla, cuda or cpu")
+    if name not in DEVICES:
+        raise ConfigError(f"device {name!r} is unknown; choose {', '.join(DEVICES)}")
     if name != "auto":
-        return name, "asked for"
+        return name, "as asked"
     if _has_tpu():
         return "xla", "a TPU was found"
     if torch.cuda.is_available():
@@ -130,8 +131,14 @@ def open_device(
         device = Device(kind, torch.device("cuda"), DTYPES[dtype], None, 1, why)
     else:
         device = Device(kind, torch.device("cpu"), DTYPES[dtype], None, 1, why)
-    log.info("device %s (%d), %s: %s", device.kind, device.num_devices, dtype, why)
+    log.info("computing on %s in %s: %s", _words(device), dtype, why)
     return device
+
+
+def _words(device: Device) -> str:
+    if device.kind == "xla":
+        return f"{device.num_devices} XLA device{'s' if device.num_devices > 1 else ''}"
+    return "a CUDA GPU" if device.kind == "cuda" else "the CPU"
 
 
 def _open_xla(dtype: torch.dtype, why: str, whole_slice: bool) -> Device:

@@ -14,8 +14,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
+from ..errors import first_line
 from .inputs import filesystem_of, format_of, is_remote
-from .raw import Broken, first_line
+from .raw import Broken
 
 log = logging.getLogger(__name__)
 

@@ -18,12 +18,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pyarrow.types as pt
 
-from ..errors import InputError
+from ..errors import InputError, first_line
 from .column_names import suggest_columns
 from .inputs import filesystem_of, is_remote
 from .lineages import RANKS
 from .lines import read_head
-from .raw import POSITIONS, ReadOptions, Records, all_done, first_line
+from .raw import POSITIONS, ReadOptions, Records, all_done
 
 log = logging.getLogger(__name__)
 

@@ -99,8 +99,3 @@ def all_done(done: np.ndarray, first_row: int, num_rows: int) -> bool:
     """True where every one of these rows is done."""
     part = done[first_row : first_row + num_rows]
     return len(part) == num_rows and bool(part.all())
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error, for the end of a sentence."""
-    return (str(error) or type(error).__name__).strip().splitlines()[0]

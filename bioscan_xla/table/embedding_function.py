@@ -1,15 +1,26 @@
 """The LanceDB embedding function: lets `table.search("ACGT...")` embed its query as the table was.
 
-Enters: text. Leaves: vectors. Importing this module registers the function; `import bioscan_xla`
-does that. The model is loaded at the first query, from where the table's fingerprint names it.
+Input: text. Output: vectors. Importing this module registers the function; `import bioscan_xla`
+sees to that. Invariants: a query is embedded by the very model and options that made the table,
+or refused. The model is loaded at the first query, from where the table's fingerprint names it.
 """
 
 import functools
 import json
+import logging
 from collections.abc import Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from lancedb.embeddings import EmbeddingFunction, EmbeddingFunctionRegistry, register
+
+from ..encode.fingerprint import compare, describe
+from ..errors import ModelError
+
+if TYPE_CHECKING:
+    from ..encode.encoder import Encoder
+
+log = logging.getLogger(__name__)
 
 NAME = "bioscan_xla"
 
@@ -18,7 +29,9 @@ NAME = "bioscan_xla"
 class SequenceEmbedding(EmbeddingFunction):
     """Embeds DNA sequences with the model that made a table."""
 
-    model: str
+    # What older tables say of their model; newer ones have all of it in `fingerprint`, as JSON
+    # (a mapping could not be hashed, and LanceDB hashes the function).
+    model: str = ""
     revision: str = ""
     adapter: str = ""
     pooling: str = "mean"
@@ -26,6 +39,7 @@ class SequenceEmbedding(EmbeddingFunction):
     dtype: str = "bfloat16"
     overlap_tokens: int = 100
     hidden: int = 2560
+    fingerprint: str = ""
 
     def ndims(self) -> int:
         """Return the length of a vector."""
@@ -35,59 +49,101 @@ class SequenceEmbedding(EmbeddingFunction):
         """Embed one query sequence, (hidden,) float32."""
         return self.compute_source_embeddings([query])
 
+    def compute_query_embeddings_with_retry(self, *args: Any, **kwargs: Any) -> list:
+        """Embed a query, once: LanceDB's own would try eight times over minutes, then hide why."""
+        return self.compute_query_embeddings(*args, **kwargs)
+
+    def compute_source_embeddings_with_retry(self, *args: Any, **kwargs: Any) -> list:
+        """Embed sequences, once; see above."""
+        return self.compute_source_embeddings(*args, **kwargs)
+
     def compute_source_embeddings(self, texts: Sequence[str], *args: Any, **kwargs: Any) -> list:
         """Embed sequences, cleaned as the reader cleans them; InputError if one is unusable."""
         from ..encode.inference import embed_text
 
         return list(embed_text(self._encoder(), texts))
 
-    def _encoder(self) -> Any:
-        return load_as(
-            self.model,
-            self.revision,
-            self.adapter,
-            self.pooling,
-            self.layer,
-            self.dtype,
-            self.overlap_tokens,
-        )
+    def _encoder(self) -> "Encoder":
+        if self.fingerprint:
+            return load_as(json.loads(self.fingerprint))
+        keys = ("model", "revision", "adapter", "pooling", "layer", "dtype", "overlap_tokens")
+        return load_as({key: str(getattr(self, key)) for key in keys})
+
+
+def load_as(
+    made_by: Mapping[str, str],
+    *,
+    model: str | None = None,
+    adapter: str | None = None,
+    device: str = "auto",
+) -> "Encoder":
+    """Load the encoder that made a table, and check that it is the same; kept for the next call.
+
+    Args:
+        made_by: the table's fingerprint.
+        model: where the model is now; None looks where it was.
+        adapter: where the adapter is now; None looks where it was.
+        device: where to compute.
+
+    Raises:
+        ModelError: the model or adapter is not there, or would make other vectors; the message
+            says which differences were found.
+    """
+    return _load(tuple(sorted(made_by.items())), model, adapter, device)
 
 
 @functools.lru_cache(maxsize=1)
-def load_as(
-    model: str,
-    revision: str,
-    adapter: str,
-    pooling: str,
-    layer: int,
-    dtype: str,
-    overlap_tokens: int,
-    device: str = "auto",
-) -> Any:
-    """Load the encoder that a table's fingerprint describes, once a process."""
+def _load(
+    items: tuple[tuple[str, str], ...], model: str | None, adapter: str | None, device: str
+) -> "Encoder":
     from ..encode.encoder import load_encoder
     from ..encode.runtime import open_device
 
-    return load_encoder(
-        model,
-        device=open_device(device, dtype),
-        revision=revision or None,
-        adapter=adapter or None,
-        pooling=pooling,
-        layer=layer,
-        overlap_tokens=overlap_tokens,
+    made_by = dict(items)
+    for word, given in (("model", model), ("adapter", adapter)):
+        before = made_by.get(word, "")
+        if not given and Path(before).is_absolute() and not Path(before).is_dir():
+            raise ModelError(
+                f"the table was made with the {word} in {before}, which is not there now. Name the "
+                f"folder where it is: python -m bioscan_xla.search --{word} FOLDER"
+            )
+    if adapter and not made_by.get("adapter"):
+        raise ModelError("the table was made without an adapter; leave --adapter out")
+    encoder = load_encoder(
+        model or made_by["model"],
+        device=open_device(device, made_by["dtype"]),
+        # Another name has other commits.
+        revision=made_by.get("revision") or None if model in (None, made_by["model"]) else None,
+        adapter=adapter or made_by.get("adapter") or None,
+        pooling=made_by["pooling"],
+        layer=int(made_by["layer"]),
+        overlap_tokens=int(made_by["overlap_tokens"]),
     )
+    compared = compare(made_by, encoder.fingerprint)
+    if compared.different:
+        lines = describe(
+            compared.different, made_by, encoder.fingerprint, ("the table", "the search")
+        )
+        raise ModelError(
+            "the model is not the one that made the table, and distances between their vectors "
+            "mean nothing:\n"
+            + "\n".join(lines)
+            + "\nSearch with the model as it was (--model FOLDER, --adapter FOLDER), or embed the "
+            "sequences again into another table"
+        )
+    if compared.unknown:
+        log.warning(
+            "the table is from an older release; these could not be compared: %s",
+            ", ".join(compared.unknown),
+        )
+    return encoder
 
 
 def column_metadata(fingerprint: Mapping[str, str], hidden: int) -> dict[bytes, bytes]:
     """Arrow schema metadata that ties the function to the columns of a table."""
-    parameters = {
-        key: fingerprint[key] for key in ("model", "revision", "adapter", "pooling", "dtype")
-    }
-    numbers = {key: int(fingerprint[key]) for key in ("layer", "overlap_tokens")}
     function = {
         "name": NAME,
-        "model": parameters | numbers | {"hidden": hidden},
+        "model": {"hidden": hidden, "fingerprint": json.dumps(dict(fingerprint))},
         "source_column": "dna_sequence",
         "vector_column": "vector",
     }

@@ -15,7 +15,7 @@ import lancedb
 import numpy as np
 import pyarrow as pa
 
-from ..errors import TableError
+from ..errors import TableError, first_line
 
 FINGERPRINT_KEY = b"bioscan_xla.fingerprint"
 _EXACT_ROWS = 100_000  # up to here an exact search takes well under a second
@@ -104,8 +104,3 @@ def search_vectors(
                 f"the search failed ({first_line(error)}); columns are {', '.join(columns)}"
             ) from error
     return results
-
-
-def first_line(error: BaseException) -> str:
-    """What a library's error says, without the lines behind the first."""
-    return (str(error) or type(error).__name__).strip().splitlines()[0][:300]

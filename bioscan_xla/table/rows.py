@@ -13,9 +13,9 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from ..errors import TableError
+from ..errors import TableError, first_line
 from .embedding_function import column_metadata
-from .neighbours import FINGERPRINT_KEY, first_line
+from .neighbours import FINGERPRINT_KEY
 
 _ROWS_PER_BATCH = 1024
 

@@ -18,13 +18,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from lancedb.index import Bitmap, BTree, IvfRq
 
-from ..errors import TableError
+from ..encode.fingerprint import compare, describe
+from ..errors import TableError, first_line
 from ..reads.cleaning import Code
 from ..reads.inputs import has_mark, source_key, without_mark
 from ..reads.lineages import RANKS
 from ..reads.records import Rejection
 from ..reads.shares import ALL, Share
-from .neighbours import FINGERPRINT_KEY, connect, exists, first_line
+from .neighbours import FINGERPRINT_KEY, connect, exists
 from .rejections import Rejections
 from .rows import not_written, reader_of
 
@@ -303,11 +304,14 @@ def _other_count(uri: str, name: str, table: Any, count: int) -> TableError:
 def _compare(uri: str, name: str, there: pa.Schema, ours: pa.Schema) -> None:
     old = json.loads((there.metadata or {}).get(FINGERPRINT_KEY, b"{}"))
     new = json.loads((ours.metadata or {})[FINGERPRINT_KEY])
-    lines = [
-        f"  {key}: the table has {old.get(key, 'nothing')!r}, this run has {new.get(key)!r}"
-        for key in sorted(old | new)
-        if old.get(key) != new.get(key)
-    ]
+    compared = compare(old, new)
+    lines = describe(compared.different, old, new)
+    if compared.unknown:
+        log.info(
+            "the table %s is from another release; these could not be compared: %s",
+            name,
+            ", ".join(compared.unknown),
+        )
     for column in dict.fromkeys([*there.names, *ours.names]):
         types = [str(s.field(column).type) if column in s.names else "no" for s in (there, ours)]
         if types[0] != types[1]:

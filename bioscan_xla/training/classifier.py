@@ -12,11 +12,13 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from ..encode.model import DEFAULT_MODEL, load_model
+from ..encode.model import attach_saved_adapter, load_model
+from ..encode.model_files import resolve_base
 from ..encode.packing import FIRST_POSITION
 from ..encode.pooling import pool
 from ..encode.runtime import Device
 from ..errors import ModelError
+from ..options import DEFAULT_MODEL
 from ..reads.labels import LabelSpace
 from ..reads.lineages import RANKS
 
@@ -111,16 +113,14 @@ def load_classifier(
         ModelError: a file is missing or does not fit.
         InputError: `labels.json` is no label space.
     """
-    from peft import PeftConfig, PeftModel
-
     folder = Path(folder)
     for name in ("adapter/adapter_config.json", "heads.safetensors", "labels.json"):
         if not (folder / name).is_file():
             raise ModelError(f"{folder}: has no {name}; name the output folder of fine-tuning")
     labels = LabelSpace.load(folder / "labels.json")
-    base = model or PeftConfig.from_pretrained(str(folder / "adapter")).base_model_name_or_path
-    esm = load_model(base or DEFAULT_MODEL, device.dtype)
-    tuned = PeftModel.from_pretrained(esm, folder / "adapter")
+    base, revision = resolve_base(model or DEFAULT_MODEL, None, str(folder))
+    esm = load_model(base, device.dtype, revision)
+    tuned = attach_saved_adapter(esm, folder)
     classifier = TaxonomyClassifier(tuned, esm.config.hidden_size, labels)
     heads = load_file(folder / "heads.safetensors")
     try:

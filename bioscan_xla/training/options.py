@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import ConfigError
-from ..options import check_choices, check_least
+from ..options import DEFAULT_MODEL, DEVICES, check_choices, check_least
 from ..reads.lineages import RANKS
 
 RANK_WEIGHTS = (2.0, 1.8, 1.5, 1.2, 1.0, 0.8, 0.6)
@@ -45,7 +45,7 @@ class FinetuneConfig:
     output: str = "model"
     """Folder for the model, its checkpoints and its report."""
 
-    model: str = "InstaDeepAI/nucleotide-transformer-2.5b-multi-species"
+    model: str = DEFAULT_MODEL
     """Hugging Face id or local folder of the base model."""
 
     revision: str | None = None
@@ -182,7 +182,7 @@ class FinetuneConfig:
         check_choices(
             self,
             {
-                "device": ("auto", "xla", "cuda", "cpu"),
+                "device": DEVICES,
                 "dtype": (None, "bfloat16", "float32"),
                 "header_taxonomy": (None, "sintax", "silva"),
                 "novel_rank": (None, "family", "genus"),

@@ -26,7 +26,8 @@ from accelerate.utils import (
 
 from ..embedding.tracking import TrainingTracker
 from ..encode import hosts, runtime
-from ..encode.model import load_model, resolve_commit, sample_hash
+from ..encode.model import hash_weights, load_model
+from ..encode.model_files import resolve_commit
 from ..encode.packing import FIRST_POSITION
 from ..errors import ConfigError, DeviceError, InputError
 from ..reads.labels import learn_labels
@@ -144,10 +145,8 @@ def _finetune(config: FinetuneConfig, device: runtime.Device) -> dict[str, Any]:
         write_tables(output, data.split, data.conflicts)
     commit = resolve_commit(config.model, config.revision)
     base = load_model(config.model, device.dtype, commit or None)
-    base_hash = sample_hash(base)
-    if device.process_count > 1:
-        sums = (parameter.sum(dtype=torch.float64) for parameter in base.parameters())
-        hosts.check_same(device, "the model", *(str(float(each)) for each in sums))
+    base_hash = hash_weights(base)
+    hosts.check_same(device, "the model", base_hash)
     max_tokens = base.config.max_position_embeddings - FIRST_POSITION
     torch.manual_seed(config.seed)
     if config.gradient_checkpointing:

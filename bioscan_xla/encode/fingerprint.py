@@ -1,0 +1,109 @@
+"""The fingerprint: all that decides what a vector is, as strings, and how two of them compare.
+
+Input: loaded weights; two fingerprints. Output: hashes; the keys that differ, and those that only
+one side knows. Invariants: models are told apart by every byte of their weights. Where a model
+lies is written down as a hint and never compared, so a moved model is the same model.
+"""
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+VECTORS_VERSION = "1"
+"""Raise it by hand whenever the same model with the same options gives other vectors."""
+
+TOKENIZER = "6-mer-4105"
+"""Names the built-in vocabulary. No other is ever used: a model that brings one is refused."""
+
+HINTS = ("model", "revision", "adapter", "version")
+"""Where the model was and which release wrote the fingerprint: kept to be shown."""
+
+BEFORE = {"vectors": "1"}
+"""What is true of a fingerprint that does not have the key, because it is from before the key."""
+
+_EXACT = {"weights_sha256": "weights", "adapter_sha256": "adapter_hash"}
+"""Hashes over all bytes, and the sampled ones that stand in for them in older fingerprints."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How two fingerprints compare.
+
+    Attributes:
+        different: keys that both know and that differ.
+        unknown: keys that only one of them knows.
+    """
+
+    different: tuple[str, ...]
+    unknown: tuple[str, ...]
+
+
+def hash_tensors(tensors: Iterable[tuple[str, "Tensor"]]) -> str:
+    """SHA-256 over the names, types, shapes and all bytes of tensors on the host.
+
+    The tensors are hashed in memory, as they were loaded: no file is read a second time, and the
+    result does not depend on how the weights were divided into files. One hash a tensor, several
+    at a time, then one over these.
+    """
+    import torch
+
+    def digest(item: tuple[str, "Tensor"]) -> bytes:
+        name, tensor = item
+        head = f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode()
+        flat: Any = tensor.detach().contiguous().flatten().view(torch.uint8).numpy()
+        return hashlib.sha256(head).digest() + hashlib.sha256(flat).digest()
+
+    with ThreadPoolExecutor(torch.get_num_threads()) as threads:  # hashing releases the GIL
+        digests = threads.map(digest, sorted(tensors, key=lambda item: item[0]))
+        return hashlib.sha256(b"".join(digests)).hexdigest()
+
+
+def compare(one: Mapping[str, str], other: Mapping[str, str]) -> Comparison:
+    """Compare by what both fingerprints know.
+
+    Example:
+        >>> old = {"layer": "-1", "weights": "ab12"}
+        >>> new = {"layer": "4", "weights": "ab12", "weights_sha256": "ef56"}
+        >>> compare(old, new)
+        Comparison(different=('layer',), unknown=('weights_sha256',))
+    """
+    one, other = BEFORE | dict(one), BEFORE | dict(other)
+    both = one.keys() & other.keys()
+    skipped = {sampled for exact, sampled in _EXACT.items() if exact in both}
+    if one.get("dtype") != other.get("dtype"):
+        skipped |= {*_EXACT, *_EXACT.values()}  # follows from it: weights are hashed as loaded
+    keys = sorted((one.keys() | other.keys()) - skipped - set(HINTS))
+    return Comparison(
+        tuple(key for key in keys if key in both and one[key] != other[key]),
+        tuple(key for key in keys if key not in both and (one.get(key) or other.get(key))),
+    )
+
+
+def describe(
+    keys: Iterable[str],
+    there: Mapping[str, str],
+    ours: Mapping[str, str],
+    names: tuple[str, str] = ("the table", "this run"),
+) -> list[str]:
+    """A line for each key that differs, with where each model is or was."""
+    return [
+        f"  {key}: {names[0]} has {_show(key, there)}, {names[1]} has {_show(key, ours)}"
+        for key in keys
+    ]
+
+
+def _show(key: str, fingerprint: Mapping[str, str]) -> str:
+    value = (BEFORE | dict(fingerprint)).get(key, "nothing")
+    if key not in _EXACT and key not in _EXACT.values():
+        return repr(value)
+    if not value:
+        return "none"
+    place = fingerprint.get("adapter" if key.startswith("adapter") else "model", "")
+    if key.startswith("weights") and fingerprint.get("revision"):
+        place += f", revision {fingerprint['revision']}"
+    return f"{value[:12]} ({place})"

@@ -1,0 +1,195 @@
+"""The files of a model, on this machine or on the hub, before anything is loaded from them.
+
+Input: a model id or folder, an adapter. Output: paths, contents, the commit they come from.
+Invariants: a broken file, or another vocabulary than the built-in one, is refused with the name of
+the file and the first difference.
+"""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from transformers.utils.hub import cached_file, extract_commit_hash
+
+from ..errors import ModelError, first_line
+from ..options import DEFAULT_MODEL
+from ..reads.tokens import VOCABULARY
+
+log = logging.getLogger(__name__)
+
+_SPECIAL = {
+    "cls_token": "<cls>",
+    "mask_token": "<mask>",
+    "pad_token": "<pad>",
+    "unk_token": "<unk>",
+}
+
+
+def find_file(model: str, name: str, revision: str | None) -> Path | None:
+    """A file of a model folder or of a hub model; None where there is none."""
+    if Path(model).is_dir():
+        path = Path(model, name)
+        return path if path.is_file() else None
+    try:
+        found = cached_file(
+            model, name, revision=revision, _raise_exceptions_for_missing_entries=False
+        )
+    except (OSError, ValueError):
+        return None
+    return Path(found) if found else None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file of a model; ModelError where it cannot be read or is no mapping."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ModelError(
+            f"{path}: cannot be read ({error.strerror}); check its permissions"
+        ) from error
+    except ValueError as error:
+        raise ModelError(
+            f"{path}: is not valid JSON ({first_line(error)}); download the file again"
+        ) from error
+    if not isinstance(content, dict):
+        raise ModelError(f"{path}: holds no JSON object; download the file again")
+    return content
+
+
+def check_vocabulary(model: str, revision: str | None = None) -> None:
+    """Compare the vocabulary that a model brings with the built-in one, which is always used.
+
+    Raises:
+        ModelError: they differ; the message names the file and the first difference.
+    """
+    compared = False
+    if path := find_file(model, "vocab.txt", revision):
+        theirs = path.read_text(encoding="utf-8", errors="replace").split("\n")
+        while theirs and not theirs[-1].strip():
+            theirs.pop()
+        _compare_vocabulary(path, dict(enumerate(word.strip() for word in theirs)))
+        compared = True
+    if path := find_file(model, "tokenizer.json", revision):
+        content = read_json(path)
+        kept = content.get("model")
+        vocabulary = kept.get("vocab") if isinstance(kept, dict) else None
+        added = content.get("added_tokens") or []
+        if isinstance(vocabulary, dict) and isinstance(added, list):
+            known = {number: word for word, number in vocabulary.items()}
+            for item in added:
+                if isinstance(item, dict):
+                    known[item.get("id")] = item.get("content")
+            _compare_vocabulary(path, known)
+            compared = True
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        if path := find_file(model, name, revision):
+            content = read_json(path)
+            for key, ours in _SPECIAL.items():
+                word = content.get(key, ours)
+                word = word.get("content") if isinstance(word, dict) else word
+                if word != ours:
+                    raise ModelError(_other_vocabulary(path, f"{key} is {word!r}, not {ours!r}"))
+    if not compared:
+        log.info(
+            "model %s brings no vocabulary; the one of Nucleotide Transformer is assumed", model
+        )
+
+
+def _compare_vocabulary(path: Path, theirs: dict[Any, Any]) -> None:
+    for number, ours in enumerate(VOCABULARY):
+        if theirs.get(number) != ours:
+            there = repr(theirs[number]) if number in theirs else "missing"
+            raise ModelError(_other_vocabulary(path, f"token {number} is {there}, not {ours!r}"))
+    if len(theirs) > len(VOCABULARY):
+        extra = next(number for number in theirs if number not in range(len(VOCABULARY)))
+        raise ModelError(
+            _other_vocabulary(path, f"there is a token {extra}, {theirs[extra]!r}, too many")
+        )
+
+
+def _other_vocabulary(path: Path, difference: str) -> str:
+    return (
+        f"{path}: this is not the vocabulary of Nucleotide Transformer version 1: {difference}. "
+        "Every vector would be wrong; take the published file, or a model with its vocabulary"
+    )
+
+
+def check_safetensors(folder: Path) -> None:
+    """Compare the length of each safetensors file of a folder with what its header tells.
+
+    Raises:
+        ModelError: one is cut off or no safetensors file; the message names it.
+    """
+    for path in sorted(folder.glob("*.safetensors")):
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            text = file.read(length) if length <= size - 8 else b""
+        try:
+            tensors = json.loads(text).items()
+            end = max(v["data_offsets"][1] for k, v in tensors if k != "__metadata__")
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ModelError(
+                f"{path}: its header is cut off or broken ({size:,} bytes); copy or download the "
+                "file again"
+            ) from error
+        if size != end + 8 + length:
+            raise ModelError(
+                f"{path}: has {size:,} bytes, and its header tells of {end + 8 + length:,}; it was "
+                "cut off on the way. Copy or download the file again"
+            )
+
+
+def adapter_base(adapter: str) -> tuple[str | None, str | None]:
+    """The model that an adapter was trained on and its commit; None for what it does not say.
+
+    Args:
+        adapter: folder of a PEFT adapter, output folder of fine-tuning, or an id on the hub.
+    """
+    path = find_file(adapter_folder(adapter), "adapter_config.json", None)
+    if path is None:
+        return None, None
+    raw = read_json(path)
+    return raw.get("base_model_name_or_path") or None, raw.get("revision") or None
+
+
+def resolve_base(model: str, revision: str | None, adapter: str | None) -> tuple[str, str | None]:
+    """The model and the revision to load an adapter onto.
+
+    A model that nobody named (the default) is the one that the adapter was trained on. Where that
+    is the model, its recorded commit is taken unless another revision was asked for.
+
+    Raises:
+        ModelError: the folder of the model that the adapter was trained on is not there.
+    """
+    if not adapter:
+        return model, revision
+    base, commit = adapter_base(adapter)
+    if model == DEFAULT_MODEL and base:
+        if Path(base).is_absolute() and not Path(base).is_dir():
+            raise ModelError(
+                f"adapter {adapter!r} was trained on the model {base}, which is not there now; "
+                "name the folder where it is as --model FOLDER"
+            )
+        model = base
+    return model, revision or (commit if model == base and not Path(model).is_dir() else None)
+
+
+def resolve_commit(model: str, revision: str | None) -> str:
+    """The commit that a hub model's files come from; empty for a folder."""
+    if Path(model).is_dir():
+        return ""
+    path = cached_file(model, "config.json", revision=revision)
+    return extract_commit_hash(path, None) or revision or ""
+
+
+def absolute(name: str) -> str:
+    """A folder's full path; a model id as it is."""
+    return str(Path(name).resolve()) if Path(name).is_dir() else name
+
+
+def adapter_folder(adapter: str) -> str:
+    """Where an adapter's files are: also inside the output folder of fine-tuning."""
+    inside = Path(adapter) / "adapter"  # of the output folder of fine-tuning
+    return str(inside) if inside.is_dir() else adapter
