@@ -110,26 +110,28 @@ def test_parents_and_order_are_stable():
     again, _ = learn_labels(rows[::-1])
     assert space == again
     names = space.names(1)
-    parents = dict(zip(names, space.parents(1).tolist(), strict=True))
+    parents = dict(zip(names, space.ancestors()[1][:, -1].tolist(), strict=True))
     assert parents == {"W": 0, "X": 0, "Y": 1, "Z": UNKNOWN}
 
 
 def test_a_missing_rank_hides_no_ancestor():
     rows = [lineage("K;P;C;O;F;G"), lineage("K;P;;O;E;H"), lineage(";;;;E;H;S")]
     space, _ = learn_labels(rows)
-    assert space.parents(3).tolist() == [0]  # one order, whose class one of the rows names
-    genera = dict(zip(space.names(5), space.ancestors(5).tolist(), strict=True))
+    assert space.ancestors()[3][:, -1].tolist() == [
+        0
+    ]  # one order, whose class one of the rows names
+    genera = dict(zip(space.names(5), space.ancestors()[5].tolist(), strict=True))
     families = space.names(4)
     assert genera["H"][4] == families.index("E")
     assert genera["H"][:4] == [0, 0, 0, 0]  # the class through the order
-    (species,) = space.ancestors(6).tolist()
+    (species,) = space.ancestors()[6].tolist()
     assert species == [0, 0, 0, 0, families.index("E"), space.names(5).index("H")]
 
 
 def test_an_unknown_middle_rank_leaves_the_ranks_above():
     space, _ = learn_labels([lineage("A;P;;O"), lineage("B;P;;Q")])
-    assert space.parents(3).tolist() == [UNKNOWN, UNKNOWN]
-    assert space.ancestors(3).tolist() == [[0, 0, UNKNOWN], [1, 1, UNKNOWN]]
+    assert space.ancestors()[3][:, -1].tolist() == [UNKNOWN, UNKNOWN]
+    assert space.ancestors()[3].tolist() == [[0, 0, UNKNOWN], [1, 1, UNKNOWN]]
 
 
 def test_labels_written_by_an_earlier_version(tmp_path):
@@ -139,7 +141,7 @@ def test_labels_written_by_an_earlier_version(tmp_path):
     (tmp_path / "labels.json").write_text(json.dumps(ranks))
     space = LabelSpace.load(tmp_path / "labels.json")
     assert space.num_classes == (1, 0, 1, 0, 0, 0, 0)
-    assert space.ancestors(2).tolist() == [[0, UNKNOWN]]
+    assert space.ancestors()[2].tolist() == [[0, UNKNOWN]]
 
 
 def test_names_not_learned_are_unknown():

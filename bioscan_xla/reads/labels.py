@@ -72,8 +72,8 @@ class LabelSpace:
         """Names of the classes of a rank."""
         return [lineage[-1] or "" for lineage in self.lineages[rank]]
 
-    def ancestors(self, rank: int) -> np.ndarray:
-        """Each class's known ancestors, (classes of the rank, rank) int64.
+    def ancestors(self) -> list[np.ndarray]:
+        """For each rank its classes' known ancestors, (classes, ranks above it) int64.
 
         Column q holds the class at rank q, -1 where that ancestor is unknown or ambiguous. A name
         missing in the middle of a lineage leaves only its own column unknown: ranks above it are
@@ -81,13 +81,9 @@ class LabelSpace:
 
         >>> rows = [("Animalia", None, "Polychaeta"), ("Animalia", "Annelida", "Clitellata")]
         >>> space, _ = learn_labels([row + (None,) * 4 for row in rows])
-        >>> space.names(2), space.ancestors(2).tolist()
+        >>> space.names(2), space.ancestors()[2].tolist()
         (['Polychaeta', 'Clitellata'], [[0, -1], [0, 0]])
         """
-        return self.all_ancestors()[rank]
-
-    def all_ancestors(self) -> list[np.ndarray]:
-        """`ancestors` of every rank, highest first."""
         by_name: list[dict[str, list[int]]] = [defaultdict(list) for _ in RANKS]
         tables: list[np.ndarray] = []
         for rank, classes in enumerate(self.lineages):
@@ -107,12 +103,6 @@ class LabelSpace:
                 by_name[rank][chain[-1] or ""].append(number)
             tables.append(table)
         return tables
-
-    def parents(self, rank: int) -> np.ndarray:
-        """For each class of a rank its class one rank above, -1 where that is not known."""
-        if rank == 0:
-            return np.full(len(self.lineages[0]), UNKNOWN)
-        return self.ancestors(rank)[:, -1]
 
     def encode(self, lineages: Sequence[Sequence[str | None]]) -> np.ndarray:
         """Class numbers, (lineages, 7) int64, -1 where unknown or not in the space.

@@ -47,7 +47,7 @@ def parent_links(labels: LabelSpace, device: torch.device | str = "cpu") -> list
     A lineage with a name missing in the middle adds a link that spans the gap.
     """
     links = []
-    for lower, table in enumerate(labels.all_ancestors()):
+    for lower, table in enumerate(labels.ancestors()):
         nearest = nearest_rank(table)
         links += [
             ParentLink(

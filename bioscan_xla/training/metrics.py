@@ -144,7 +144,7 @@ def inconsistent_share(predicted: np.ndarray, labels: LabelSpace) -> float:
     Each class is held against the rank of its nearest known ancestor.
     """
     bad = np.zeros(len(predicted), bool)
-    for rank, table in enumerate(labels.all_ancestors()):
+    for rank, table in enumerate(labels.ancestors()):
         if not rank or not len(table):
             continue
         nearest = nearest_rank(table)[predicted[:, rank]]
