@@ -186,6 +186,18 @@ def test_kept_columns_that_have_no_type_in_common(tmp_path):
         metadata_schema(paths, ReadOptions(keep=("station",)))
 
 
+def test_a_kept_value_that_the_common_type_cannot_hold(tmp_path):
+    paths = [
+        write(tmp_path / "a.parquet", BASE | {"station": [1.5, 2.5]}),
+        write(
+            tmp_path / "b.parquet", {**BASE, "sequence_id": ["c", "d"], "station": [1, 2**60 + 1]}
+        ),
+    ]
+    chunks, error = read(paths, options=ReadOptions(keep=("station",)))
+    assert len(kept(chunks)) == 2
+    assert "b.parquet: a kept column does not fit the type that all files share" in str(error)
+
+
 def test_a_page_that_does_not_match_its_checksum(tmp_path):
     columns = {
         "sequence_id": [f"s{n}" for n in range(40)],

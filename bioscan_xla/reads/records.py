@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ..errors import InputError
+from ..errors import InputError, first_line
 from .cleaning import Code, Complaint, clean_sequences
 from .files import read_records
 from .inputs import source_key
@@ -203,7 +203,13 @@ def _clean(
     metadata = records.metadata
     if len(places) < len(ids) and metadata.num_columns:
         metadata = metadata.take(pa.array(places))
-    metadata, wrong_values, num_nan = _shape_metadata(metadata, len(places), schema)
+    try:
+        metadata, wrong_values, num_nan = _shape_metadata(metadata, len(places), schema)
+    except pa.ArrowInvalid as error:
+        raise InputError(
+            f"{name}: a kept column does not fit the type that all files share, from row "
+            f"{records.first_row} on ({first_line(error)}); convert it, or leave it out of --keep"
+        ) from error
     changes = Counter(cleaned)
     changes["nan_position"] += num_nan
     kept: list[int] = []
