@@ -1,7 +1,7 @@
-"""Run by test_embed.py to be killed: the embedding command, many commits a second.
+"""Run by bench/kill.py to be killed: the embedding command, many commits a second.
 
-Arguments: source, database, model folder, process index, process count. Says "ready" on standard
-error at the first commit.
+Arguments: source, database, model folder, process index, process count, engine. Says "ready" on
+standard error when the table is open.
 """
 
 import logging
@@ -13,7 +13,7 @@ from bioscan_xla.table.store import Store
 
 
 def main():
-    source, db, model, index, count = sys.argv[1:]
+    source, db, model, index, count, engine = sys.argv[1:]
     logging.disable()
     shares.BLOCK_ROWS = 100
     opened = Store.done
@@ -33,6 +33,7 @@ def main():
         commit_rows=8,
         process_index=int(index),
         process_count=int(count),
+        engine=engine,
     )
 
 

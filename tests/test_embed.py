@@ -1,8 +1,6 @@
 """The whole command: what it makes, and that nothing interrupts it for good."""
 
 import logging
-import os
-import random
 import signal
 import subprocess
 import sys
@@ -25,6 +23,7 @@ from bioscan_xla.search import main as search_main
 from bioscan_xla.table.neighbours import open_table
 from bioscan_xla.table.store import Store
 
+from .bench.kill import kill_and_resume
 from .conftest import cosine
 
 
@@ -290,54 +289,12 @@ def _wait_for_rows(db, count, process):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("processes", [1, 2])
-def test_killed_at_random_moments_each_id_is_there_once(tmp_path, model_folder, processes):
-    rng = random.Random(processes)
-    source, db = tmp_path / "many.parquet", tmp_path / "db"
-    write_sample(source, 1500)  # 16 row groups
-    kills = 0
-    for _ in range(200):
-        running = [
-            subprocess.Popen(
-                [
-                    sys.executable,
-                    "-m",
-                    "tests.embed_fast",
-                    str(source),
-                    str(db),
-                    model_folder,
-                    str(index),
-                    str(processes),
-                ],
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                cwd=Path(__file__).parents[1],
-            )
-            for index in range(processes)
-        ]
-        if kills < 20:
-            # Each process says when its table is open; the kill comes some commits later.
-            for process in running:
-                process.stderr.readline()
-            time.sleep(rng.uniform(0, 0.25))
-            for process in running:
-                if process.poll() is None:
-                    os.kill(process.pid, signal.SIGKILL)
-                    kills += 1
-        for process in running:
-            _, errors = process.communicate(timeout=120)
-            assert process.returncode in (0, -signal.SIGKILL), errors.decode()
-        if all(process.returncode == 0 for process in running):
-            break
-    ids = _ids(db)
-    wanted = pq.read_table(source)["sequence_id"].to_pylist()[:1500]
-    assert kills >= 20
-    assert sorted(ids) == sorted(wanted)
-    rejected = [
-        row for path in db.glob("rejected*.parquet") for row in pq.read_table(path).to_pylist()
-    ]
-    assert Counter(row["sequence_id"] for row in rejected) == {"SIM_EMPTY": 1, "SIM_PROTEIN": 1}
-    assert open_table(str(db)).version > 20
+@pytest.mark.parametrize("kind", ["one process", "two processes"])
+def test_killed_at_random_moments_each_id_is_there_once(tmp_path, model_folder, kind):
+    count = kill_and_resume(tmp_path, model_folder, kind, num_kills=6, seed=1)
+    assert count.kills == 6
+    assert (count.lost, count.doubled, count.rows) == (0, 0, 1500)
+    assert count.versions > 20
 
 
 def test_log_line_where_there_is_no_terminal(sample, tmp_path, options, monkeypatch, caplog):
