@@ -75,7 +75,9 @@ def test_a_few_vectors_that_are_not_finite_are_set_aside_for_this_model(
         capsys.readouterr().out
     )
     assert [row["code"] for row in rejected(db)] == ["vector_not_finite"] * 5
-    assert run(source, db, options["model"]) == 0  # done, for this model
+    # Done for this model, also where it lies elsewhere.
+    moved = shutil.copytree(options["model"], tmp_path / "moved")
+    assert run(source, db, moved) == 0
     assert "nothing to do" in capsys.readouterr().out
     assert sum(stored(db).values()) == 55
 

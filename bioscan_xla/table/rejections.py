@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from ..encode.fingerprint import HINTS
 from ..errors import TableError
 from ..reads.cleaning import Code
 from ..reads.inputs import source_key
@@ -139,8 +140,5 @@ class Rejections:
 
 def _mark_of(fingerprint: Mapping[str, str]) -> str:
     """All that decides what a vector is; not where the model lies."""
-    decisive = {key: value for key, value in fingerprint.items() if key not in _HINTS}
+    decisive = {key: value for key, value in fingerprint.items() if key not in HINTS}
     return json.dumps(decisive, sort_keys=True)
-
-
-_HINTS = ("model", "revision", "adapter", "version")
