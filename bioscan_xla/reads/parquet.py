@@ -186,13 +186,18 @@ def read_parquet(
         if all_done(done, first_row, num_rows):
             first_row += num_rows
             continue
+        end = first_row + num_rows
         is_mine = is_wanted(first_row, num_rows)
         columns = [id_name, sequence_name, *wanted] if is_mine else [id_name]
         try:
-            for batch in file.iter_batches(options.chunk_rows, [group], columns):
+            # With threads, Arrow waits for ever on some damaged pages.
+            batches = file.iter_batches(options.chunk_rows, [group], columns, use_threads=False)
+            for batch in batches:
                 if not all_done(done, first_row, batch.num_rows):
                     yield _from_batch(batch, first_row, is_mine, id_name, sequence_name, wanted)
                 first_row += batch.num_rows
+            if first_row != end:
+                raise pa.ArrowInvalid(f"it should end at row {end}")
         except _ERRORS as error:
             if isinstance(error, InputError):
                 raise
