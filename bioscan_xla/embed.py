@@ -168,6 +168,8 @@ def _embed(
         pooling=config.pooling,
         layer=config.layer,
         overlap_tokens=config.overlap_tokens,
+        frames=config.frames,
+        strands=config.strands,
         shard_parameters=config.shard_parameters,
     )
     store = Store.open(

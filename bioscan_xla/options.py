@@ -49,6 +49,12 @@ class EmbedConfig:
     overlap_tokens: int = 100
     """Tokens that neighbouring windows share in sequences longer than the model's 1,000 tokens."""
 
+    frames: int | None = None
+    """Reading frames: 1, or 6 for the mean over all (six times the tokens); default the model's."""
+
+    strands: str | None = None
+    """given, or both for the mean over both strands (twice the tokens); default the model's."""
+
     device: str = "auto"
     """auto (TPU, then GPU, then CPU), xla, cuda or cpu."""
 
@@ -126,6 +132,8 @@ class EmbedConfig:
         check_choices(
             self,
             {
+                "frames": (None, 1, 6),
+                "strands": (None, "given", "both"),
                 "pooling": ("mean", "mean_no_special", "cls", "max"),
                 "device": DEVICES,
                 "dtype": (None, "bfloat16", "float32"),
@@ -153,7 +161,7 @@ def check_choices(config: Any, choices: Mapping[str, tuple]) -> None:
     """Refuse a value that is none of its key's choices."""
     for key, known in choices.items():
         if getattr(config, key) not in known:
-            names = ", ".join(name for name in known if name)
+            names = ", ".join(str(name) for name in known if name)
             raise ConfigError(f"{key} {getattr(config, key)!r} is unknown; choose {names}")
 
 

@@ -23,7 +23,7 @@ import numpy as np
 from transformers import EsmConfig
 
 from .cli import parse
-from .encode.encoder import check_options, forward_flops
+from .encode.encoder import check_options, choose_reading, forward_flops
 from .encode.inference import prepare
 from .encode.model import read_config
 from .encode.model_files import resolve_base
@@ -39,6 +39,7 @@ from .planning.compiler import (
     compile_for,
     find_topology,
 )
+from .planning.dry_run import describe_reading
 from .reads.files import metadata_schema
 from .reads.inputs import expand_inputs
 from .reads.raw import ReadOptions
@@ -93,9 +94,10 @@ def plan_embedding(config: EmbedConfig, topology: Topology) -> dict[str, Any]:
     max_tokens = check_options(model, config.layer, config.overlap_tokens)
     if config.layer != -1:
         model.num_hidden_layers = config.layer  # those above it are left out
+    frames, strands = choose_reading(model, config.adapter, config.frames, config.strands)
     sequences = _sequences(config)
     packer = Packer(layout("xla", topology.num_cores, max_tokens))
-    job = prepare(0, None, sequences, max_tokens, config.overlap_tokens)
+    job = prepare(0, None, sequences, max_tokens, config.overlap_tokens, frames, strands)
     batches: dict[tuple[int, int, int], list[Batch]] = defaultdict(list)
     totals = Totals()
     for batch in [*packer.add(job.windows), *packer.flush()]:
@@ -113,7 +115,8 @@ def plan_embedding(config: EmbedConfig, topology: Topology) -> dict[str, Any]:
         )
         useful = sum(_useful_flops(model, batch) for batch in made) / len(made)
         programs.append(Program(rows, width, segments, len(made), useful, compiled))
-    return _about(config, config.input) | _summary(programs, topology, len(sequences), totals)
+    about = _about(config, config.input) | {"reading": describe_reading(frames, strands)}
+    return about | _summary(programs, topology, len(sequences), totals)
 
 
 def _about(config: EmbedConfig | FinetuneConfig, inputs: Sequence[str]) -> dict[str, Any]:
@@ -323,6 +326,7 @@ def describe(result: dict[str, Any]) -> str:
         f"{result['model']} in {result['dtype']}",
         f"{result['sequences']:,} sequences of "
         f"{lengths if isinstance(lengths, str) else ', '.join(lengths)}",
+        *([result["reading"]] if "reading" in result else []),
         "the compiler's estimate, for one core and one batch (rows: over all cores):",
         f"{'rows x tokens':>14} {'batches':>8} {'fits':>5} {'args GiB':>8} {'temp GiB':>8} "
         f"{'peak GiB':>13} {'TFLOP':>7} {'/ideal':>7} {'GiB moved':>10} {'compile':>8}  "

@@ -36,7 +36,17 @@ pytestmark = [
 from bioscan_xla.embedding import cluster  # noqa: E402
 
 METADATA = metadata_schema([], ReadOptions())
-FINGERPRINT = ("model", "revision", "adapter", "pooling", "layer", "dtype", "overlap_tokens")
+FINGERPRINT = (
+    "model",
+    "revision",
+    "adapter",
+    "pooling",
+    "layer",
+    "dtype",
+    "overlap_tokens",
+    "frames",
+    "strands",
+)
 
 
 @pytest.fixture(scope="module")

@@ -23,6 +23,8 @@ FINGERPRINT = {
     "layer": "-1",
     "dtype": "float32",
     "overlap_tokens": "100",
+    "frames": "1",
+    "strands": "given",
 }
 METADATA = metadata_schema([], ReadOptions())
 NAMES = {path: path for path in ("/a.parquet", "/b.parquet", "/a", "/b", "f")}

@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 
 from ..encode.encoder import Encoder
-from ..encode.inference import Totals, prepare, run_jobs
+from ..encode.inference import Totals, prepare_for, run_jobs
 from ..errors import InputError, ModelError
 from ..reads.cleaning import Code
 from ..reads.records import Chunk, Rejection
@@ -121,7 +121,7 @@ def run(
     stop = stop or threading.Event()
     outcome = Outcome()
     jobs = (
-        prepare(number, chunk, chunk.sequences, encoder.max_tokens, encoder.overlap_tokens)
+        prepare_for(encoder, number, chunk, chunk.sequences)
         for number, chunk in enumerate(limited(chunks, max_sequences, max_errors))
     )
     reader = Reader(jobs, stop)

@@ -19,7 +19,7 @@ from transformers import EsmConfig
 
 from ..encode import runtime
 from ..encode.encoder import Encoder, load_encoder
-from ..encode.inference import prepare, run_jobs
+from ..encode.inference import prepare_for, run_jobs
 from ..encode.packing import Totals
 from ..reads.records import Chunk
 from ..table.rows import write_fragments
@@ -84,7 +84,7 @@ class Worker:
     def embed(self, chunk: Chunk, location: str, schema: pa.Schema) -> Computed:
         """Compute a chunk and write its rows as fragments of the table at `location`."""
         encoder = self._thread.submit(self._load).result()
-        job = prepare(0, chunk, chunk.sequences, encoder.max_tokens, encoder.overlap_tokens)
+        job = prepare_for(encoder, 0, chunk, chunk.sequences)
         totals = Totals()
 
         def compute() -> list[tuple[Chunk, np.ndarray, np.ndarray]]:

@@ -9,7 +9,9 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from transformers import EsmModel
 
 from .. import __version__
@@ -24,9 +26,9 @@ from .model import (
     read_config,
     sample_hash,
 )
-from .model_files import absolute, resolve_base, resolve_commit
+from .model_files import absolute, adapter_reading, resolve_base, resolve_commit
 from .onednn import reorder_linear_layers
-from .packing import FIRST_POSITION, Batch, Totals
+from .packing import FIRST_POSITION, FRAMES, STRANDS, Batch, Layout, Totals, layout
 from .pooling import POOLINGS, pool
 from .runtime import Device
 
@@ -44,6 +46,10 @@ class Encoder:
         max_tokens: the longest window, `<cls>` included.
         overlap_tokens: tokens that neighbouring windows of a long sequence share.
         fingerprint: all that decides what a vector is, as strings.
+        frames: reading frames that a vector is the mean over; see `packing.readings`.
+        strands: `given` or `both`.
+        token_vectors: (vocabulary, hidden) float32 where a token's state depends on the token
+            alone, so that a vector is a mean over rows of it; else None.
     """
 
     model: EsmModel
@@ -52,6 +58,15 @@ class Encoder:
     max_tokens: int
     overlap_tokens: int
     fingerprint: dict[str, str]
+    frames: int = 1
+    strands: str = "given"
+    token_vectors: torch.Tensor | None = None
+
+    @property
+    def layout(self) -> Layout:
+        """How rows are shaped for it."""
+        num_layers = 0 if self.token_vectors is not None else 1
+        return layout(self.device.kind, self.device.num_devices, self.max_tokens, num_layers)
 
     @property
     def hidden(self) -> int:
@@ -83,6 +98,8 @@ class Encoder:
     @torch.no_grad()
     def trace(self, batch: Batch) -> torch.Tensor:
         """What `encode` computes, on XLA not yet begun."""
+        if self.token_vectors is not None:
+            return mean_rows(self.token_vectors, batch)
         ids, positions, segments = (
             runtime.put(self.device, array)
             for array in (batch.input_ids, batch.positions, batch.segments)
@@ -91,6 +108,30 @@ class Encoder:
             input_ids=ids, position_ids=positions, segments=segments, runs=batch.runs
         ).last_hidden_state
         return pool(states, positions, segments, batch.num_segments, self.pooling, FIRST_POSITION)
+
+
+def mean_rows(token_vectors: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """Mean of each segment's rows of `token_vectors`, (1, segments, hidden), for one packed row."""
+    ids = torch.from_numpy(batch.input_ids[0])
+    starts = torch.from_numpy(np.flatnonzero(batch.positions[0] == FIRST_POSITION).astype(np.int32))
+    return F.embedding_bag(ids, token_vectors, starts, mode="mean")[None]
+
+
+@torch.no_grad()
+def find_token_vectors(esm: EsmModel, device: Device, pooling: str) -> torch.Tensor | None:
+    """State of every token of a model without layers or positions, (vocabulary, hidden) float32.
+
+    None for other models, for poolings that are not the mean over all tokens, and for devices
+    where the ordinary way costs nothing.
+    """
+    embeddings: Any = esm.embeddings
+    encoder: Any = esm.encoder
+    if device.kind != "cpu" or pooling != "mean" or len(encoder.layer):
+        return None
+    if embeddings.token_dropout or embeddings.position_embeddings.weight.any():
+        return None
+    ids = torch.arange(len(embeddings.word_embeddings.weight))[None]
+    return esm(input_ids=ids, position_ids=torch.zeros_like(ids)).last_hidden_state[0].float()
 
 
 def forward_flops(config: Any, layers: int, tokens: int, squared: int) -> float:
@@ -118,6 +159,20 @@ def check_options(config: Any, layer: int, overlap_tokens: int) -> int:
     return max_tokens
 
 
+def choose_reading(
+    config: Any, adapter: str | None, frames: int | None, strands: str | None
+) -> tuple[int, str]:
+    """Frames and strands: as asked for, else as the adapter was trained, else as the model says."""
+    trained = adapter_reading(adapter) if adapter else {}
+    frames = frames or trained.get("frames") or getattr(config, "frames", 1)
+    strands = strands or trained.get("strands") or getattr(config, "strands", "given")
+    if frames not in FRAMES or strands not in STRANDS:
+        raise ConfigError(
+            f"frames {frames!r} and strands {strands!r}: choose 1 or 6, and given or both"
+        )
+    return int(frames), str(strands)
+
+
 def load_encoder(
     model: str = DEFAULT_MODEL,
     *,
@@ -127,6 +182,8 @@ def load_encoder(
     pooling: str = "mean",
     layer: int = -1,
     overlap_tokens: int = 100,
+    frames: int | None = None,
+    strands: str | None = None,
     shard_parameters: bool = False,
 ) -> Encoder:
     """Load a model for inference.
@@ -140,6 +197,9 @@ def load_encoder(
         layer: which hidden state is pooled: -1 the last, 0 the embeddings, k the output of
             layer k (numbered as Hugging Face's `hidden_states`).
         overlap_tokens: tokens that neighbouring windows of a long sequence share.
+        frames: 1 or 6, see `packing.readings`; None takes what the adapter was trained with, or
+            what the model's configuration says.
+        strands: `given` or `both`; None likewise.
         shard_parameters: on XLA, divide the weights over the mesh instead of replicating them.
 
     Raises:
@@ -151,6 +211,7 @@ def load_encoder(
     model, revision = resolve_base(model, revision, adapter)
     config = read_config(model, revision)
     max_tokens = check_options(config, layer, overlap_tokens)
+    frames, strands = choose_reading(config, adapter, frames, strands)
     commit = resolve_commit(model, revision)
     esm: Any = load_model(model, device.dtype, commit or None)
     fingerprint = {
@@ -167,6 +228,8 @@ def load_encoder(
         "dtype": device.dtype_name,
         "max_tokens": str(max_tokens),
         "overlap_tokens": str(overlap_tokens),
+        "frames": str(frames),
+        "strands": strands,
         "vectors": VECTORS_VERSION,
         "version": __version__.split("+")[0],
     }
@@ -189,4 +252,15 @@ def load_encoder(
         if shard_parameters:
             runtime.shard_parameters(device, esm)
     log.info("model %s: %d layers, hidden %d", model, len(esm.encoder.layer), config.hidden_size)
-    return Encoder(esm, device, pooling, max_tokens, overlap_tokens, fingerprint)
+    token_vectors = find_token_vectors(esm, device, pooling)
+    return Encoder(
+        esm,
+        device,
+        pooling,
+        max_tokens,
+        overlap_tokens,
+        fingerprint,
+        frames,
+        strands,
+        token_vectors,
+    )

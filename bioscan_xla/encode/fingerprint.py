@@ -23,7 +23,7 @@ TOKENIZER = "6-mer-4105"
 HINTS = ("model", "revision", "adapter", "version")
 """Where the model was and which release wrote the fingerprint: kept to be shown."""
 
-BEFORE = {"vectors": "1"}
+BEFORE = {"vectors": "1", "frames": "1", "strands": "given"}
 """What is true of a fingerprint that does not have the key, because it is from before the key."""
 
 _EXACT = {"weights_sha256": "weights", "adapter_sha256": "adapter_hash"}

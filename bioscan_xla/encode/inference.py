@@ -18,7 +18,7 @@ from ..reads.cleaning import clean_sequences
 from ..reads.tokens import tokenize
 from . import runtime
 from .encoder import Encoder
-from .packing import Batch, Packer, Totals, Window, cut_windows, layout
+from .packing import Batch, Packer, Totals, Window, cut_windows, readings
 
 T = TypeVar("T")
 _IN_FLIGHT = 2  # batches given to the device before the oldest result is asked for
@@ -50,21 +50,62 @@ class Job(Generic[T]):
 
 
 def prepare(
-    number: int, item: T, sequences: Sequence[str], max_tokens: int, overlap: int
+    number: int,
+    item: T,
+    sequences: Sequence[str],
+    max_tokens: int,
+    overlap: int,
+    frames: int = 1,
+    strands: str = "given",
 ) -> Job[T]:
-    """Tokenize the distinct sequences of a job and cut them into windows."""
+    """Tokenize the distinct sequences of a job and cut them into windows.
+
+    The windows of all frames and strands of a sequence have one owner, so that its vector is the
+    token-weighted mean over them.
+
+    Args:
+        number: of the job.
+        item: what the caller knows the job by.
+        sequences: cleaned.
+        max_tokens: the model's longest window.
+        overlap: tokens that neighbouring windows of a long sequence share.
+        frames: see `packing.readings`.
+        strands: see `packing.readings`.
+    """
     distinct: dict[str, int] = {}
     inverse = np.fromiter(
         (distinct.setdefault(sequence, len(distinct)) for sequence in sequences),
         np.int64,
         len(sequences),
     )
-    windows = cut_windows(tokenize(list(distinct)), number, max_tokens, overlap)
-    owners = np.fromiter((window.owner[1] for window in windows), np.int64, len(windows))
-    counts = np.bincount(owners, minlength=len(distinct))
+    windows: list[Window] = []
+    counts = np.zeros(len(distinct), np.int64)
+    num_windowed = 0
+    for at, texts in enumerate(readings(list(distinct), frames, strands)):
+        cut = cut_windows(tokenize(texts), number, max_tokens, overlap)
+        if at:  # a sequence shorter than its frame is not read in it
+            cut = [window for window in cut if len(window.tokens)]
+        owners = np.fromiter((window.owner[1] for window in cut), np.int64, len(cut))
+        here = np.bincount(owners, minlength=len(distinct))
+        if not at:
+            num_windowed = int((here > 1)[inverse].sum())
+        windows += cut
+        counts += here
     weights = np.zeros(len(distinct), np.float32)
-    num_windowed = int((counts > 1)[inverse].sum())
     return Job(item, inverse, windows, counts, counts.copy(), weights, num_windowed)
+
+
+def prepare_for(encoder: Encoder, number: int, item: T, sequences: Sequence[str]) -> Job[T]:
+    """`prepare`, as an encoder reads sequences."""
+    return prepare(
+        number,
+        item,
+        sequences,
+        encoder.max_tokens,
+        encoder.overlap_tokens,
+        encoder.frames,
+        encoder.strands,
+    )
 
 
 def run_jobs(
@@ -86,8 +127,7 @@ def run_jobs(
         (item, vectors, ready) in the order of the jobs: vectors (sequences, hidden) float32, and
         ready (sequences,) bool, all True unless stopped.
     """
-    device = encoder.device
-    packer = Packer(layout(device.kind, device.num_devices, encoder.max_tokens))
+    packer = Packer(encoder.layout)
     open_jobs: dict[int, Job[T]] = {}
     in_flight: deque[tuple[Batch, torch.Tensor]] = deque()
 
@@ -150,16 +190,22 @@ def _accept(
     )
     whole = job.num_windows[indices] == 1
     job.vectors[indices[whole]] = values[rows[whole], segments[whole]]
-    for at in np.flatnonzero(~whole):
-        vector, index = values[rows[at], segments[at]], indices[at]
-        if pooling != "max":
-            # The token-weighted mean over the windows of a long sequence.
-            job.vectors[index] += tokens[at] * vector
-        elif job.weights[index]:
-            np.maximum(job.vectors[index], vector, out=job.vectors[index])
-        else:
-            job.vectors[index] = vector
-        job.weights[index] += tokens[at]
+    several = np.flatnonzero(~whole)
+    if pooling != "max":
+        # The token-weighted mean over the windows; in their order, so that it is always the same.
+        parts = values[rows[several], segments[several]]
+        parts *= tokens[several, None].astype(np.float32)
+        owners = torch.from_numpy(indices[several])
+        torch.from_numpy(job.vectors).index_add_(0, owners, torch.from_numpy(parts))
+        np.add.at(job.weights, indices[several], tokens[several].astype(np.float32))
+    else:
+        for at in several:
+            vector, index = values[rows[at], segments[at]], indices[at]
+            if job.weights[index]:
+                np.maximum(job.vectors[index], vector, out=job.vectors[index])
+            else:
+                job.vectors[index] = vector
+            job.weights[index] += tokens[at]
     np.subtract.at(job.missing, indices, 1)
 
 
@@ -175,7 +221,7 @@ def _result(job: Job[T], pooling: str) -> tuple[T, np.ndarray, np.ndarray]:
 
 def embed_sequences(encoder: Encoder, sequences: Sequence[str]) -> np.ndarray:
     """Vectors of cleaned sequences, (sequences, hidden) float32, in their order."""
-    job = prepare(0, None, sequences, encoder.max_tokens, encoder.overlap_tokens)
+    job = prepare_for(encoder, 0, None, sequences)
     ((_, vectors, _),) = run_jobs(encoder, [job], Totals())
     return vectors
 

@@ -9,6 +9,7 @@ import hashlib
 import json
 import pickle
 import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +29,7 @@ from .model_files import (
     check_safetensors,
     check_vocabulary,
     find_file,
+    locate,
     read_json,
 )
 
@@ -50,6 +52,7 @@ def read_config(model: str, revision: str | None = None) -> EsmConfig:
     Raises:
         ModelError: not found, broken, of another family, or with another vocabulary.
     """
+    model = locate(model)
     folder = Path(model)
     is_id = not folder.is_absolute() and len(folder.parts) < 3 and not folder.parent.is_dir()
     if not folder.is_dir() and not (is_id or len(folder.parts) == 1):
@@ -82,7 +85,7 @@ def read_config(model: str, revision: str | None = None) -> EsmConfig:
     check_vocabulary(model, revision)
     try:
         config = EsmConfig.from_dict(raw)
-        with torch.device("meta"):
+        with torch.device("meta"), no_bars():
             EsmModel(config, add_pooling_layer=False)
     except Exception as error:  # the library checks values in many places, each with its own error
         raise ModelError(
@@ -98,6 +101,7 @@ def load_model(model: str, dtype: torch.dtype, revision: str | None = None) -> E
     Raises:
         ModelError: not found, another family, incomplete, or only loadable by running code.
     """
+    model = locate(model)
     esm = _load_weights(model, revision, read_config(model, revision), dtype)
     esm.set_attn_implementation(attention.NAME)
     return esm
@@ -115,7 +119,10 @@ def no_bars() -> Iterator[None]:
 
     before = transformers.utils.logging.set_tqdm_hook(silent)
     try:
-        yield
+        with warnings.catch_warnings():
+            # Of a model without layers, whose contact head (never used) has no weights.
+            warnings.filterwarnings("ignore", "Initializing zero-element tensors")
+            yield
     finally:
         transformers.utils.logging.set_tqdm_hook(before)
 

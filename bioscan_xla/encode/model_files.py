@@ -26,8 +26,22 @@ _SPECIAL = {
 }
 
 
+SHIPPED = ("bioscan-small",)
+"""Models that come with the package."""
+
+READING = "reading.json"
+"""File of an adapter's folder: the frames and strands that it was trained with."""
+
+
+def locate(model: str) -> str:
+    """The folder of a model that comes with the package; any other name as it is."""
+    folder = Path(__file__).parents[1] / "weights" / model
+    return str(folder) if model in SHIPPED and not Path(model).is_dir() else model
+
+
 def find_file(model: str, name: str, revision: str | None) -> Path | None:
     """A file of a model folder or of a hub model; None where there is none."""
+    model = locate(model)
     if Path(model).is_dir():
         path = Path(model, name)
         return path if path.is_file() else None
@@ -154,6 +168,12 @@ def adapter_base(adapter: str) -> tuple[str | None, str | None]:
     return raw.get("base_model_name_or_path") or None, raw.get("revision") or None
 
 
+def adapter_reading(adapter: str) -> dict[str, Any]:
+    """Frames and strands that an adapter was trained with; empty where it does not say."""
+    path = find_file(adapter_folder(adapter), READING, None)
+    return read_json(path) if path else {}
+
+
 def resolve_base(model: str, revision: str | None, adapter: str | None) -> tuple[str, str | None]:
     """The model and the revision to load an adapter onto.
 
@@ -178,7 +198,7 @@ def resolve_base(model: str, revision: str | None, adapter: str | None) -> tuple
 
 def resolve_commit(model: str, revision: str | None) -> str:
     """The commit that a hub model's files come from; empty for a folder."""
-    if Path(model).is_dir():
+    if Path(locate(model)).is_dir():
         return ""
     path = cached_file(model, "config.json", revision=revision)
     return extract_commit_hash(path, None) or revision or ""

@@ -6,12 +6,13 @@ is in exactly one batch, and nothing is truncated.
 """
 
 import bisect
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from ..reads.tokens import CLS_ID, PAD_ID, Tokens
+from ..reads.tokens import CLS_ID, PAD_ID, Tokens, reverse_complement
 
 FIRST_POSITION = PAD_ID + 1
 """ESM counts positions from padding_idx + 1, as RoBERTa does."""
@@ -109,13 +110,32 @@ class Layout:
         return self.max_segments is not None
 
 
-def layout(kind: str, num_devices: int = 1, max_tokens: int = 1000) -> Layout:
+def layout(kind: str, num_devices: int = 1, max_tokens: int = 1000, num_layers: int = 1) -> Layout:
     """The layout for a device kind; see the README's performance section for the reasons."""
     longest = -(-max_tokens // 128) * 128  # the TPU's vector registers are 128 wide
     if kind == "xla":
         short = max(128, longest // 2)
         return Layout((short, longest), 8 * num_devices, longest // 24)
-    return Layout((max(longest, 1024 if kind == "cpu" else 32768),), 1, None)
+    # Short rows on a CPU keep the attention scores in its cache; without layers there are none.
+    return Layout((max(longest, 1024 if kind == "cpu" and num_layers else 32768),), 1, None)
+
+
+FRAMES = (1, 6)
+STRANDS = ("given", "both")
+
+
+def readings(sequences: Sequence[str], frames: int, strands: str) -> Iterator[list[str]]:
+    """The sequences as each frame and strand reads them, as they are first.
+
+    Args:
+        sequences: cleaned.
+        frames: 1 as they are; 6 also with the first 1 to 5 bases dropped, so that a 6-mer token
+            begins at every base.
+        strands: `given`, or `both` for the reverse complement too.
+    """
+    yield from ([sequence[frame:] for sequence in sequences] for frame in range(frames))
+    if strands == "both":
+        yield from readings([reverse_complement(text) for text in sequences], frames, "given")
 
 
 def cut_windows(tokens: Tokens, job: int, max_tokens: int, overlap: int) -> list[Window]:
@@ -157,18 +177,17 @@ def fill_rows(
     input_ids = np.full((num_rows, width), PAD_ID, np.int32)
     positions = np.full((num_rows, width), PAD_ID, np.int32)
     segments = np.full((num_rows, width), -1, np.int32)
-    places = []
-    counting = np.arange(FIRST_POSITION, FIRST_POSITION + width, dtype=np.int32)
+    places: list[tuple[int, int, Window]] = []
+    cls = np.array([CLS_ID], np.int32)
     for row, windows in enumerate(rows):
-        column = 0
-        for segment, window in enumerate(windows):
-            end = column + len(window)
-            input_ids[row, column] = CLS_ID
-            input_ids[row, column + 1 : end] = window.tokens
-            positions[row, column:end] = counting[: end - column]
-            segments[row, column:end] = segment
-            places.append((row, segment, window))
-            column = end
+        places.extend((row, segment, window) for segment, window in enumerate(windows))
+        lengths = np.fromiter(map(len, windows), np.int64, len(windows))
+        used = int(lengths.sum())
+        parts = itertools.chain.from_iterable((cls, window.tokens) for window in windows)
+        input_ids[row, :used] = np.concatenate([cls[:0], *parts])
+        starts = np.cumsum(lengths) - lengths
+        positions[row, :used] = FIRST_POSITION + np.arange(used) - np.repeat(starts, lengths)
+        segments[row, :used] = np.repeat(np.arange(len(windows)), lengths)
     runs: list[tuple[int, int]] = []
     if with_runs:
         for window in rows[0]:

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 from transformers import EsmConfig
 
+from ..encode.encoder import choose_reading
 from ..encode.inference import prepare
 from ..encode.packing import FIRST_POSITION, Packer, Totals, layout
 from ..encode.runtime import Device
@@ -34,14 +35,18 @@ def describe_plan(
 ) -> str:
     """Rows, token histogram, batch shapes, useful fraction, device and memory."""
     max_tokens = model.max_position_embeddings - FIRST_POSITION
-    packer = Packer(layout(device.kind, device.num_devices, max_tokens))
+    frames, strands = choose_reading(model, config.adapter, config.frames, config.strands)
+    shape = layout(device.kind, device.num_devices, max_tokens, model.num_hidden_layers)
+    packer = Packer(shape)
     totals = Totals()
     lengths: list[int] = []
     reasons: Counter[str] = Counter()
     chunks = read_chunks(sources, reading, schema)
     read = 0
     for number, chunk in enumerate(chunks):
-        job = prepare(number, None, chunk.sequences, max_tokens, config.overlap_tokens)
+        job = prepare(
+            number, None, chunk.sequences, max_tokens, config.overlap_tokens, frames, strands
+        )
         totals.windowed += job.num_windowed
         read += len(chunk.ids)
         reasons.update(item.reason for item in chunk.rejected)
@@ -55,7 +60,6 @@ def describe_plan(
     total = count_rows(sources)
     weights = _count_parameters(model) * device.dtype.itemsize
     shapes = Counter(shape for shape in totals.shapes)
-    fixed = layout(device.kind, device.num_devices, max_tokens)
     lines = [
         f"input: {len(sources)} file(s), "
         + (f"{total:,} records" if total is not None else "records not counted yet"),
@@ -64,13 +68,14 @@ def describe_plan(
         f"model: {config.model}, {model.num_hidden_layers} layers, hidden {model.hidden_size}; "
         f"weights {weights / 2**30:.2f} GiB"
         + (" on every device" if device.num_devices > 1 and not config.shard_parameters else ""),
+        describe_reading(frames, strands),
         f"tokens a window (at most {max_tokens}); {totals.windowed:,} sequences need several",
         *_histogram(lengths),
         (
-            f"batches: rows of {' or '.join(map(str, fixed.row_tokens))} tokens, "
+            f"batches: rows of {' or '.join(map(str, shape.row_tokens))} tokens, "
             f"{len(shapes)} program(s) to compile"
-            if fixed.is_static
-            else f"batches: one row of up to {fixed.row_tokens[0]} tokens, no padding"
+            if shape.is_static
+            else f"batches: one row of up to {shape.row_tokens[0]} tokens, no padding"
         ),
         f"useful tokens: {100 * totals.useful_fraction:.1f} %",
     ]
@@ -78,6 +83,13 @@ def describe_plan(
         width = 2 if config.vector_dtype == "float16" else 4
         lines.append(f"table: about {total * model.hidden_size * width / 2**30:.2f} GiB of vectors")
     return "\n".join(lines)
+
+
+def describe_reading(frames: int, strands: str) -> str:
+    """Frames and strands, and what they cost, in words."""
+    times = frames * (2 if strands == "both" else 1)
+    cost = f"{times} times the tokens of one reading" if times > 1 else "one reading a sequence"
+    return f"frames: {frames}, strands: {strands}; {cost}"
 
 
 def _histogram(lengths: list[int]) -> list[str]:

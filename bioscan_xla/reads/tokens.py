@@ -45,6 +45,7 @@ for _number, _letter in enumerate(_BASES + "N"):
     _CLASS[ord(_letter)] = _number
 _CLASS[[code for code in range(128) if chr(code).isspace()]] = _SPACE
 
+_COMPLEMENT = str.maketrans("ACGT", "TGCA")
 _BLOCK_SEQUENCES = 256  # sequences at a time: the working arrays stay in the L2 cache
 _PATTERN = re.compile(rf"<unk>|<pad>|<mask>|<cls>|[ACGT]{{{K}}}|[ACGTN]|\s+|(.)", re.DOTALL)
 
@@ -69,6 +70,11 @@ class Tokens:
         """Yield the ids of each sequence."""
         bounds = self.offsets.tolist()
         return (self.values[a:b] for a, b in itertools.pairwise(bounds))
+
+
+def reverse_complement(sequence: str) -> str:
+    """The other strand of a cleaned sequence."""
+    return sequence.translate(_COMPLEMENT)[::-1]
 
 
 def tokenize(sequences: Sequence[str]) -> Tokens:

@@ -118,6 +118,8 @@ def _load(
         pooling=made_by["pooling"],
         layer=int(made_by["layer"]),
         overlap_tokens=int(made_by["overlap_tokens"]),
+        frames=int(made_by.get("frames", 1)),
+        strands=made_by.get("strands", "given"),
     )
     compared = compare(made_by, encoder.fingerprint)
     if compared.different:

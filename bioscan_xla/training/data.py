@@ -21,7 +21,7 @@ from ..reads.lineages import RANKS, Lineage
 from ..reads.raw import ReadOptions
 from ..reads.records import read_chunks
 from ..reads.taxonomy import read_taxonomy
-from ..reads.tokens import tokenize
+from ..reads.tokens import reverse_complement, tokenize
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +29,6 @@ _MOST_WIDTHS = 6  # each is a program to compile: minutes for 2.5B
 _WIDTH_STEP = 32  # tokens
 _SHORTEST_CROP_BP = 100
 _NO_EXAMPLE = -1
-_COMPLEMENT = str.maketrans("ACGT", "TGCA")
 
 
 @dataclass(frozen=True)
@@ -127,7 +126,7 @@ class Augmentation:
     def apply(self, sequence: str, rng: np.random.Generator) -> str:
         """A variant of a sequence."""
         if rng.random() < self.reverse_complement:
-            sequence = sequence.translate(_COMPLEMENT)[::-1]
+            sequence = reverse_complement(sequence)
         if rng.random() < self.crop and len(sequence) > _SHORTEST_CROP_BP:
             length = int(rng.integers(_SHORTEST_CROP_BP, len(sequence)))
             start = int(rng.integers(0, len(sequence) - length + 1))

@@ -18,7 +18,6 @@ import pyarrow.parquet as pq
 import torch
 
 from bioscan_xla.embedding.pipeline import run
-from bioscan_xla.encode import inference
 from bioscan_xla.encode.packing import layout
 from bioscan_xla.encode.runtime import open_device
 from bioscan_xla.reads.files import metadata_schema
@@ -30,6 +29,8 @@ from bioscan_xla.table.store import Store
 FINGERPRINT = dict.fromkeys(("model", "revision", "adapter", "pooling", "dtype"), "none") | {
     "layer": "-1",
     "overlap_tokens": "100",
+    "frames": "1",
+    "strands": "given",
 }
 
 
@@ -42,6 +43,9 @@ class NullEncoder:
     max_tokens: int = 1000
     overlap_tokens: int = 100
     pooling: str = "mean"
+    frames: int = 1
+    strands: str = "given"
+    layout: object = None
 
     def encode(self, batch):
         """Ones for every segment."""
@@ -71,10 +75,8 @@ def write_random(path, rows, length_bp, group=50_000):
 
 def embed_nothing(source, db, kind, hidden, commit_rows=10_000):
     """Run the product's pipeline with the null encoder; rows committed."""
-    shape = layout(kind, 8, 1000)
-    inference.layout = lambda *_: shape
     device = replace(open_device("cpu", "float32"), num_devices=8)
-    encoder = NullEncoder(device, hidden)
+    encoder = NullEncoder(device, hidden, layout=layout(kind, 8, 1000))
     reading = ReadOptions(chunk_rows={"cpu": 1024, "xla": 16384}[kind])
     schema = metadata_schema([source], reading)
     store = Store.open(db, "embeddings", table_schema(hidden, "float16", schema, True, FINGERPRINT))
