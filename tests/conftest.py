@@ -57,7 +57,9 @@ def hugging_face_states(folder, sequences, layer=-1):
     with torch.inference_mode():
         for sequence in sequences:
             output = model(**tokenizer(sequence, return_tensors="pt"), output_hidden_states=True)
-            yield output.hidden_states[layer][0].numpy()
+            last = layer == -1  # which a model without layers has too
+            states = output.last_hidden_state if last else output.hidden_states[layer]
+            yield states[0].numpy()
 
 
 @pytest.fixture(scope="session")

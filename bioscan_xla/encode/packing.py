@@ -124,16 +124,22 @@ FRAMES = (1, 6)
 STRANDS = ("given", "both")
 
 
+def _shift(sequence: str, frame: int) -> str:
+    if "N" not in sequence:
+        return sequence[frame:]
+    return "N".join(stretch[frame:] for stretch in sequence.split("N"))
+
+
 def readings(sequences: Sequence[str], frames: int, strands: str) -> Iterator[list[str]]:
     """The sequences as each frame and strand reads them, as they are first.
 
     Args:
         sequences: cleaned.
         frames: 1 as they are; 6 also with the first 1 to 5 bases dropped, so that a 6-mer token
-            begins at every base.
+            begins at every base. Behind an N, where tokens are counted anew, they are dropped too.
         strands: `given`, or `both` for the reverse complement too.
     """
-    yield from ([sequence[frame:] for sequence in sequences] for frame in range(frames))
+    yield from ([_shift(text, frame) for text in sequences] for frame in range(frames))
     if strands == "both":
         yield from readings([reverse_complement(text) for text in sequences], frames, "given")
 

@@ -22,11 +22,16 @@ import pyarrow.parquet as pq
 import torch
 import torch.nn.functional as F
 from torch import nn
+from transformers import EsmModel
 
+from bioscan_xla.encode.encoder import load_encoder
+from bioscan_xla.encode.inference import embed_sequences
+from bioscan_xla.encode.runtime import open_device
+from bioscan_xla.reads.cleaning import clean_sequences
 from bioscan_xla.reads.labels import learn_labels
 from bioscan_xla.reads.lineages import RANKS, known_lineage
-from bioscan_xla.reads.records import clean_sequences
-from bioscan_xla.reads.tokens import K
+from bioscan_xla.reads.tokens import VOCABULARY, K, save_tokenizer
+from bioscan_xla.sample import esm_config
 
 log = logging.getLogger("small_encoder")
 
@@ -99,19 +104,18 @@ def counts(rows, rng=None, crop=0.0):
 class Bag(nn.Module):
     """A vector for each 6-mer, and seven heads on the mean."""
 
-    def __init__(self, hidden, num_classes, dropout, tied=False):
+    def __init__(self, hidden, num_classes, dropout):
         """Begin at random."""
         super().__init__()
-        self.tied = tied
         self.table = nn.Parameter(torch.randn(_KMERS, hidden) * 0.3)
         self.norm = nn.LayerNorm(hidden)
         self.dropout = nn.Dropout(dropout)
         self.heads = nn.ModuleList(nn.Linear(hidden, max(1, n)) for n in num_classes)
 
     def states(self):
-        """The vector of each 6-mer, (4096, hidden), with mean zero."""
+        """The vector of each 6-mer, (4096, hidden), of mean zero and the same on both strands."""
         table = self.table - self.table.mean(1, keepdim=True)
-        return (table + table[_REVERSED]) / 2 if self.tied else table
+        return (table + table[_REVERSED]) / 2
 
     def vectors(self, part, sizes):
         """Means over the 6-mers, (rows, hidden) float32."""
@@ -196,6 +200,37 @@ def whiten(table, rows, shrink):
     return white @ basis[:, 1:].T
 
 
+def write(table, folder):
+    """Write a table of 6-mer vectors as an ESM model without layers, float16.
+
+    The LayerNorm behind the embeddings gives y = e / sqrt(var(e) + 1), so e = y / sqrt(1 - var(y)).
+    Other tokens (`<cls>`, single bases, N) are zero there, and positions are: they only count.
+    """
+    table = table * (0.5 / table.var(1, unbiased=False).max()).sqrt()
+    table = table / (1 - table.var(1, unbiased=False, keepdim=True)).sqrt()
+    config = esm_config(table.shape[1], layers=0, heads=4)
+    config.update({"token_dropout": False, "layer_norm_eps": 1.0, "frames": 6})
+    config.update({"vocab_size": len(VOCABULARY), "dtype": "float16"})
+    model = EsmModel(config, add_pooling_layer=False)
+    with torch.no_grad():
+        for parameter in model.embeddings.parameters():
+            parameter.zero_()
+        first = VOCABULARY.index("A" * K)
+        model.embeddings.word_embeddings.weight[first : first + _KMERS] = table
+    model.half().save_pretrained(folder)
+    save_tokenizer(folder)
+
+
+def check(table, folder, sequences):
+    """The ordinary encoder gives the vectors of the table."""
+    encoder = load_encoder(str(folder), device=open_device("cpu", "float32"))
+    found = torch.from_numpy(embed_sequences(encoder, sequences))
+    wanted = embed(table, [kmers(sequence) for sequence in sequences])
+    least = float(F.cosine_similarity(found, wanted).min())
+    log.info("the model's vectors against the table's: cosine at least %.6f", least)
+    assert least > 0.999
+
+
 def nearest(references, queries, k):
     """Numbers of the k nearest references by cosine, (queries, k)."""
     references = F.normalize(references)
@@ -248,7 +283,6 @@ def main():
     parser.add_argument("files", nargs="+")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--all", action="store_true", help="train on everything")
-    parser.add_argument("--tied", action="store_true", help="one vector for both strands")
     parser.add_argument("--hidden", type=int, default=256)
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--batch", type=int, default=512)
@@ -263,7 +297,7 @@ def main():
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
     handlers = [logging.StreamHandler(), logging.FileHandler(options.output / "training.log")]
-    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=handlers)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=handlers, force=True)
     log.info("%s", vars(options))
     torch.manual_seed(options.seed)
     sequences, lineages, files = read(options.files)
@@ -279,11 +313,12 @@ def main():
     labels = torch.from_numpy(space.encode(lineages))
     named = torch.tensor([[name is not None for name in lineage] for lineage in lineages])
     log.info("%d to train on, classes %s", len(trained), space.num_classes)
-    bag = Bag(options.hidden, space.num_classes, options.dropout, options.tied)
+    bag = Bag(options.hidden, space.num_classes, options.dropout)
     train_rows = [rows[n] for n in trained]
     train(bag, train_rows, labels[trained], options)
     white = whiten(bag.states(), train_rows, options.shrink)
-    torch.save({"bag": bag.state_dict(), "white": white}, options.output / "state.pt")
+    write(white, options.output)
+    check(white, options.output, sequences[:200])
     if not options.all:
         evaluate(bag, white, rows, labels, named, parts, files, options)
 
