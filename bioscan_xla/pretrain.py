@@ -22,6 +22,7 @@ from transformers import (
 )
 
 from .cli import parse
+from .encode.model import no_bars
 from .encode.packing import FIRST_POSITION
 from .errors import BioscanError, InputError
 from .reads.files import metadata_schema
@@ -69,7 +70,8 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
         raise InputError(f"{sources[0]}: no usable sequence")
     output = Path(config.output)
     write_model(output, config.hidden, config.layers, config.heads, config.seed)
-    model = AutoModelForMaskedLM.from_pretrained(output)
+    with no_bars():
+        model = AutoModelForMaskedLM.from_pretrained(output)
     tokenizer = load_tokenizer(output)
     data = _Sequences(sequences, model.config.max_position_embeddings - FIRST_POSITION, config.seed)
     arguments = TrainingArguments(
@@ -97,7 +99,8 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
     )
     found = any((output / "checkpoints").glob("checkpoint-*"))
     result = trainer.train(resume_from_checkpoint=found or None)
-    model.save_pretrained(output)
+    with no_bars():
+        model.save_pretrained(output)
     return {
         "sequences": len(sequences),
         "epochs": round(result.metrics["epoch"], 3),

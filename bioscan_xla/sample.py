@@ -173,13 +173,16 @@ def write_model(
     import torch
     from transformers import EsmForMaskedLM
 
+    from .encode.model import no_bars
+
     config = esm_config(hidden, layers, heads, max_tokens)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = EsmForMaskedLM(config)
         # Untrained positions would only add noise to what the 6-mers say.
         torch.nn.init.normal_(model.esm.embeddings.position_embeddings.weight, std=0.002)
-    model.save_pretrained(folder)
+    with no_bars():
+        model.save_pretrained(folder)
     save_tokenizer(folder)
 
 

@@ -1,19 +1,22 @@
 """Search a table with sequences: `python -m bioscan_xla.search --db DB ACGT...`.
 
-Enters: sequences on the command line or a FASTA/FASTQ file. Leaves: the nearest rows, as text
+Input: sequences on the command line or a FASTA/FASTQ file. Output: the nearest rows, as text
 for people (`table`), CSV or JSON.
 """
 
 import argparse
+import base64
 import csv
 import json
 import logging
 import os
 import sys
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from .encode.inference import embed_text
 from .errors import BioscanError, InputError
+from .options import DEVICES
 from .reads.fasta import read_sequences
 from .reads.inputs import format_of
 from .reads.lineages import RANKS
@@ -95,7 +98,7 @@ def read_queries(words: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def _write(rows: list[dict], style: str) -> None:
     if style == "json":
-        json.dump(rows, sys.stdout, indent=1)
+        json.dump(rows, sys.stdout, indent=1, default=_plain)
         print()
     elif style == "csv":
         writer = csv.DictWriter(sys.stdout, list(rows[0]) if rows else ["query"])
@@ -103,6 +106,13 @@ def _write(rows: list[dict], style: str) -> None:
         writer.writerows(rows)
     else:
         _print_table(rows)
+
+
+def _plain(value: Any) -> str:
+    """What JSON has no form for: dates and times as ISO 8601, bytes as base64, else as text."""
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
+    return value.isoformat() if hasattr(value, "isoformat") else str(value)
 
 
 def _print_table(rows: list[dict]) -> None:
@@ -139,7 +149,9 @@ def main(arguments: Iterable[str] | None = None) -> int:
     parser.add_argument("-k", type=int, default=10, help="rows a query (default 10)")
     parser.add_argument("--where", help='SQL condition, such as "depth > 1000"')
     parser.add_argument("--format", choices=("table", "csv", "json"), default="table")
-    parser.add_argument("--device", default="auto", help="auto, xla, cuda or cpu")
+    parser.add_argument("--model", help="folder of the model, if it was moved since")
+    parser.add_argument("--adapter", help="folder of the adapter, if it was moved since")
+    parser.add_argument("--device", choices=DEVICES, default="auto", help="where to compute")
     options = parser.parse_args(None if arguments is None else list(arguments))
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     try:
@@ -154,6 +166,8 @@ def main(arguments: Iterable[str] | None = None) -> int:
             where=options.where,
             device=options.device,
             names=names,
+            model=options.model,
+            adapter=options.adapter,
         )
         _write(rows, options.format)
     except BioscanError as error:

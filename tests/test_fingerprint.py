@@ -1,5 +1,7 @@
 """What tells models apart is content, never the place: on writing, on search, in LanceDB."""
 
+import datetime
+import decimal
 import hashlib
 import json
 import shutil
@@ -7,6 +9,8 @@ from pathlib import Path
 
 import lancedb
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -21,7 +25,7 @@ from bioscan_xla.encode.runtime import open_device
 from bioscan_xla.errors import ModelError, TableError
 from bioscan_xla.reads.tokens import VOCABULARY
 from bioscan_xla.sample import write_model
-from bioscan_xla.search import search_sequences
+from bioscan_xla.search import main, search_sequences
 from bioscan_xla.table.embedding_function import SequenceEmbedding, _load
 from bioscan_xla.table.neighbours import FINGERPRINT_KEY, open_table, read_fingerprint
 
@@ -128,7 +132,7 @@ def test_a_model_rewritten_in_place_is_refused(folder, fasta, tmp_path):
         run_embedding_pipeline(fasta, db, model=str(folder), **OPTIONS)
 
 
-def test_a_moved_model_is_the_same_model(folder, fasta, tmp_path):
+def test_a_moved_model_is_the_same_model(folder, fasta, tmp_path, capsys):
     db = str(tmp_path / "db")
     adapter = make_adapter(folder, tmp_path / "adapter")
     run_embedding_pipeline(
@@ -144,6 +148,9 @@ def test_a_moved_model_is_the_same_model(folder, fasta, tmp_path):
         search_sequences(db, [QUERY], k=1, device="cpu", model=folder)
     places = {"model": folder, "adapter": str(adapter)}
     assert search_sequences(db, [QUERY], k=1, device="cpu", **places) == [before]
+    words = ["--db", db, "--device", "cpu", "-k", "1", "--format", "json", QUERY]
+    assert main([*words, "--model", folder, "--adapter", places["adapter"]]) == 0
+    assert json.loads(capsys.readouterr().out) == [before]
     result = run_embedding_pipeline(fasta, db, **places, **OPTIONS)
     assert result["total_rows"] == 6
     other = make_adapter(folder, tmp_path / "other", seed=1)
@@ -217,3 +224,25 @@ def test_vectors_have_not_changed(tmp_path, pooling):
     )
     golden = np.array(json.loads(GOLDEN.read_text())[pooling], np.float32)
     np.testing.assert_allclose(embed_sequences(encoder, golden_sequences()), golden, atol=2e-5)
+
+
+def test_any_column_can_be_written_as_json(folder, tmp_path, capsys):
+    day = datetime.date(2021, 3, 4)
+    sample = pa.table(
+        {
+            "sequence_id": ["a"],
+            "dna_sequence": [QUERY],
+            "taken": pa.array([day]),
+            "seen": pa.array([datetime.datetime(2021, 3, 4, 5, 6)]),
+            "mark": pa.array([b"\x01\xff"]),
+            "price": pa.array([decimal.Decimal("1.50")]),
+        }
+    )
+    pq.write_table(sample, tmp_path / "a.parquet")
+    keep = ["taken", "seen", "mark", "price"]
+    db = str(tmp_path / "db")
+    path = str(tmp_path / "a.parquet")
+    run_embedding_pipeline(path, db, model=str(folder), keep=keep, **OPTIONS)
+    assert main(["--db", db, "--device", "cpu", "--format", "json", QUERY]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert [row[key] for key in keep] == ["2021-03-04", "2021-03-04T05:06:00", "Af8=", "1.50"]

@@ -163,6 +163,22 @@ def test_search_is_exact_and_filters_return_all_rows(tmp_path):
         search_vectors(store.table, vectors[:1], 5, "no_such_column = 1")
 
 
+def test_queries_in_one_call_find_what_each_finds_alone(tmp_path, monkeypatch):
+    import bioscan_xla.table.neighbours as module
+
+    store = make(tmp_path)
+    vectors = fill(store, 0, 300)
+    fill(store, 300, 4, phylum="Cnidaria")
+    monkeypatch.setattr(module, "_QUERIES", 7)
+    for where in (None, "phylum = 'Cnidaria'", "phylum = 'Mollusca'"):
+        together = search_vectors(store.table, vectors[:20], 6, where)
+        alone = [search_vectors(store.table, vectors[n : n + 1], 6, where)[0] for n in range(20)]
+        assert [len(rows) for rows in together] == [len(rows) for rows in alone]
+        for one, other in zip(together, alone, strict=True):
+            assert one["sequence_id"].to_pylist() == other["sequence_id"].to_pylist()
+    assert search_vectors(store.table, vectors[:0], 6) == []
+
+
 def test_finish_indexes_and_search_stays_right(tmp_path, monkeypatch):
     import bioscan_xla.table.neighbours as reading
     import bioscan_xla.table.store as module

@@ -13,6 +13,7 @@ import numpy as np
 import yaml
 from safetensors.torch import save_file
 
+from ..encode.model import no_bars
 from ..reads.labels import LabelSpace
 from ..reads.tokens import save_tokenizer
 from .card import write_card
@@ -102,7 +103,8 @@ def write_model_folder(
     if config.save_merged:
         # A copy: merging changes the layers that the classifier goes on using.
         merged = copy.deepcopy(classifier.encoder).cpu().merge_and_unload()  # type: ignore[operator]
-        merged.save_pretrained(folder / "merged")
+        with no_bars():
+            merged.save_pretrained(folder / "merged")
         save_tokenizer(folder / "merged")
     probabilities, truth, vectors = evaluated
     if len(truth):
