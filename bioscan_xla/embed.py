@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .cli import check_keys, parse
-from .embedding.pipeline import Outcome, run
+from .embedding.pipeline import run
 from .embedding.progress import Progress
 from .embedding.summary import exit_status, summarise
+from .embedding.threads import Outcome
 from .embedding.tracking import Tracker
 from .encode import runtime
 from .encode.encoder import Encoder, load_encoder

@@ -30,7 +30,8 @@ from ..encode.packing import Totals
 from ..errors import BioscanError, ConfigError, DeviceError
 from ..reads.records import Chunk
 from ..table.store import Store
-from .pipeline import Outcome, Part, Reader, Writer, limited
+from .pipeline import limited
+from .threads import Outcome, Part, Reader, Writer
 from .worker import Computed, Description, Worker
 
 log = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from ..encode.packing import Totals
-from .pipeline import Outcome
+from .threads import Outcome
 from .tracking import Tracker
 
 log = logging.getLogger(__name__)

@@ -23,7 +23,8 @@ from ..encode.inference import prepare_for, run_jobs
 from ..encode.packing import Totals
 from ..reads.records import Chunk
 from ..table.rows import write_fragments
-from .pipeline import Part, make_part, sample_norms
+from .pipeline import make_part, sample_norms
+from .threads import Part
 
 
 @dataclass(frozen=True)
