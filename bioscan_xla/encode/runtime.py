@@ -26,6 +26,7 @@ import torch
 
 from ..errors import ConfigError, DeviceError
 from ..options import DEVICES
+from .peaks import TPU_NAMES, TPU_PEAK_FLOPS
 
 log = logging.getLogger(__name__)
 
@@ -274,18 +275,6 @@ def fetch(result: torch.Tensor) -> np.ndarray:
     return result.cpu().numpy()
 
 
-_TPU_CORE_PEAK = {
-    "v2": 22.5e12,
-    "v3": 61.5e12,
-    "v4": 275e12,
-    "v5 lite": 197e12,
-    "v5p": 459e12,
-    "v5": 459e12,
-    "v6 lite": 918e12,
-}
-"""bfloat16 FLOP/s of a device, https://cloud.google.com/tpu/docs/system-architecture-tpu-vm"""
-
-
 @functools.cache
 def peak_flops(device: Device) -> float | None:
     """Peak FLOP/s of all the devices: a TPU's by its data sheet, else a large product's.
@@ -298,8 +287,11 @@ def peak_flops(device: Device) -> float | None:
         if xr.device_type() != "TPU":
             return None
         kind = str(xr.global_runtime_device_attributes()[0].get("device_kind", "")).lower()
-        names = [name for name in _TPU_CORE_PEAK if name in kind]
-        return _TPU_CORE_PEAK[max(names, key=len)] * device.num_devices if names else None
+        names = [name for name in (*TPU_PEAK_FLOPS, *TPU_NAMES) if name in kind]
+        if not names:
+            return None
+        longest = max(names, key=len)
+        return TPU_PEAK_FLOPS[TPU_NAMES.get(longest, longest)] * device.num_devices
     size = 2048 if device.kind == "cpu" else 8192
     # A generator of its own: dropout's must not depend on whether somebody asked.
     random = torch.Generator(device.torch_device).manual_seed(0)

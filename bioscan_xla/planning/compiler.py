@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from ..encode.peaks import TPU_PEAK_FLOPS
 from ..errors import ConfigError, DeviceError
 
 GIB = 2**30
@@ -54,12 +55,12 @@ class Topology:
 TOPOLOGIES = {
     item.name: item
     for item in (
-        Topology("v3-8", "v3:2x2", 8, 16 * GIB, 61.5e12, 450e9),
-        Topology("v4-8", "v4:2x2x1", 4, 32 * GIB, 275e12, 1228e9),
-        Topology("v5e-1", "v5e:1x1", 1, 16 * GIB, 197e12, 819e9),
-        Topology("v5e-8", "v5e:2x4", 8, 16 * GIB, 197e12, 819e9),
-        Topology("v5e-16", "v5e:4x4", 16, 16 * GIB, 197e12, 819e9),  # four hosts
-        Topology("v6e-8", "v6e:2x4", 8, 32 * GIB, 918e12, 1640e9),
+        Topology("v3-8", "v3:2x2", 8, 16 * GIB, TPU_PEAK_FLOPS["v3"], 450e9),
+        Topology("v4-8", "v4:2x2x1", 4, 32 * GIB, TPU_PEAK_FLOPS["v4"], 1228e9),
+        Topology("v5e-1", "v5e:1x1", 1, 16 * GIB, TPU_PEAK_FLOPS["v5e"], 819e9),
+        Topology("v5e-8", "v5e:2x4", 8, 16 * GIB, TPU_PEAK_FLOPS["v5e"], 819e9),
+        Topology("v5e-16", "v5e:4x4", 16, 16 * GIB, TPU_PEAK_FLOPS["v5e"], 819e9),  # four hosts
+        Topology("v6e-8", "v6e:2x4", 8, 32 * GIB, TPU_PEAK_FLOPS["v6e"], 1640e9),
     )
 }
 
