@@ -1,26 +1,69 @@
-"""Command line and YAML to a config: every field of the dataclass is a key and a flag.
+"""Command line and YAML to a config, and the frame that every command runs in.
 
-Enters: a command line (and the YAML it names). Leaves: a checked dataclass. Guaranteed: an
-unknown key is refused with the nearest known one; flags win over the YAML.
+Input: a command line (and the YAMLs it names). Output: a checked dataclass; an exit status.
+Invariants: every field of the dataclass is a key and a flag; flags win over a YAML wherever they
+stand, a later YAML over an earlier one; an unknown key is refused with the nearest known one, a
+key that a YAML has twice with both lines; what the user can mend is one line on standard error.
 """
 
 import dataclasses
 import difflib
-import json
+import logging
 import re
 import sys
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, TypeVar
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn, TypeVar
 
 import yaml
-from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
+from jsonargparse import ArgumentParser, set_parsing_settings
 
-from .errors import ConfigError
+from .errors import BioscanError, ConfigError
 
 T = TypeVar("T")
 
+log = logging.getLogger("bioscan_xla")
+
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+_COMMAND_LINE = "command line"
+
+
+def run_command(
+    config_class: type[T],
+    work: Callable[[T], int],
+    arguments: Sequence[str] | None,
+    prog: str,
+    *,
+    on_second_signal: str = "left; run the same command again",
+    positionals: Sequence[str] = (),
+    short: Mapping[str, str] | None = None,
+) -> int:
+    """Parse the options of a command and run it; returns the exit status.
+
+    Args:
+        config_class: the command's options.
+        work: the command; imports what it needs when it begins, and returns the exit status.
+        arguments: the command line; by default that of this process.
+        prog: what the user typed, for `--help`.
+        on_second_signal: what to say when the user leaves at once.
+        positionals: options that are given without a flag; the last takes all further words if it
+            is a list.
+        short: flags of one letter, and the options they mean.
+    """
+    logging.basicConfig(
+        level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"
+    )
+    log.setLevel(logging.INFO)
+    try:
+        return work(parse(config_class, arguments, prog, positionals, short))
+    except BioscanError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(on_second_signal, file=sys.stderr)
+        return 130
 
 
 def check_keys(config_class: type, keys: Sequence[str], where: str) -> None:
@@ -33,97 +76,206 @@ def check_keys(config_class: type, keys: Sequence[str], where: str) -> None:
             raise ConfigError(f"{where}: there is no option {key!r}; {hint}")
 
 
-def parse(config_class: type[T], arguments: Sequence[str] | None, prog: str) -> T:
+def accept_old_names(values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Options under their names of today; an old name is taken and a warning says the new one."""
+    values = dict(values)
+    if "wandb" in values:
+        tracker = "none" if str(values.pop("wandb")).lower() == "false" else "wandb"
+        if "tracker" in values:
+            raise ConfigError(f"{where}: wandb is the old name of tracker; leave wandb out")
+        log.warning("%s: the option wandb is now tracker: %s", where, tracker)
+        values["tracker"] = tracker
+    return values
+
+
+def parse(
+    config_class: type[T],
+    arguments: Sequence[str] | None,
+    prog: str,
+    positionals: Sequence[str] = (),
+    short: Mapping[str, str] | None = None,
+) -> T:
     """Parse a command line into a config.
 
     Flags may be written with dashes or underscores; `--config FILE` reads a YAML.
 
     Raises:
         ConfigError: an unknown key or a value that cannot be.
-        SystemExit: `--help`, `--print_config`, or a flag without its value.
+        SystemExit: `--help` or `--print-config`.
     """
-    words = _normalise(config_class, sys.argv[1:] if arguments is None else arguments)
-    flags = [word[2:].split("=")[0].split(".")[0] for word in words if word.startswith("--")]
-    parser = _Parser(
-        prog=prog,
-        description=config_class.__doc__,
-        exit_on_error=False,
-        usage="%(prog)s [--config FILE] [--OPTION VALUE ...]",
-    )
-    parser.add_argument("--config", action="config", help="YAML file of options; flags win over it")
-    parser.add_class_arguments(config_class, as_group=False)
-    own = ("config", "help", "print_config")
-    check_keys(config_class, [flag for flag in flags if flag not in own and flag], "command line")
-    for path in _named_configs(words):
-        check_keys(config_class, list(_read_yaml(path)), path)
+    words = sys.argv[1:] if arguments is None else arguments
+    if "-h" in words or "--help" in words:
+        _print_help(config_class, prog, positionals)
+    flags, configs, prints = _read_words(config_class, words, positionals, short or {})
+    places = [(path, read_yaml(path)) for path in configs] + [(_COMMAND_LINE, flags)]
+    fields: tuple[dataclasses.Field, ...] = dataclasses.fields(config_class)  # type: ignore[arg-type]
+    values: dict[str, Any] = {}
+    places_of: dict[str, str] = {}
+    for where, given in places:
+        if any(field.name == "tracker" for field in fields):
+            given = accept_old_names(given, where)
+        check_keys(config_class, list(given), where)
+        values |= _convert(config_class, given, where)
+        places_of |= dict.fromkeys(given, where)
+    for field in fields:
+        needed = field.default is field.default_factory is dataclasses.MISSING
+        if needed and field.name not in values:
+            raise ConfigError(f"{field.name} is missing; see {prog} --help")
     try:
-        values = parser.parse_args(words)
-    except ConfigError:
-        raise
-    except Exception as error:
-        if isinstance(error, SystemExit):
-            raise
-        raise ConfigError(str(error)) from error
-    return build(config_class, values)
+        config = config_class(**values)
+    except ConfigError as error:  # it begins with the option; say where that was set
+        where = places_of.get(str(error).split()[0], _COMMAND_LINE)
+        raise error if where == _COMMAND_LINE else ConfigError(f"{where}: {error}") from error
+    if prints:
+        print(yaml.safe_dump(dataclasses.asdict(config), sort_keys=False), end="")  # type: ignore[call-overload]
+        raise SystemExit(0)
+    return config
 
 
-def build(config_class: type[T], values: Namespace) -> T:
-    """Make the dataclass from parsed values."""
-    names = [field.name for field in dataclasses.fields(config_class)]  # type: ignore[arg-type]
-    return config_class(**{name: values[name] for name in names})
+def _read_words(
+    config_class: type, words: Sequence[str], positionals: Sequence[str], short: Mapping[str, str]
+) -> tuple[dict[str, Any], list[str], bool]:
+    """Options, YAML files and whether `--print-config` was among the words of a command line.
 
-
-class _Parser(ArgumentParser):
-    def format_help(self, *arguments: Any) -> str:
-        """Show flags as people type them, with dashes."""
-        text = super().format_help(*arguments)
-        text = re.sub(r"(?<=--)[a-z]+(?:_[a-z]+)+", lambda m: m.group().replace("_", "-"), text)
-        return re.sub(r", --[a-z-]+\+ \S+", "", text).replace(" {true,false}", "")
-
-
-def _normalise(config_class: type, arguments: Sequence[str]) -> list[str]:
-    """Write a command line as the parser wants it: `--key=value`, once a key.
-
-    Dashes become underscores, a switch alone means true, several words after a list option are a
-    list, and `name=value` words after a mapping option are a mapping.
+    A switch alone means true, several words after a list option are a list, and `name=value` words
+    after a mapping option are a mapping. Of an option that is given twice the last is taken.
     """
-    kinds = {f.name: getattr(f.type, "__name__", "") for f in dataclasses.fields(config_class)}
-    kinds |= {f.name: str(f.type) for f in dataclasses.fields(config_class) if f.type is not bool}
-    groups: list[list[str]] = []
-    for word in arguments:
-        if word.startswith("--"):
-            name, equals, value = word.partition("=")
-            groups.append(["--" + name[2:].replace("-", "_"), *([value] if equals else [])])
-        elif groups and groups[-1][0] != "":
-            groups[-1].append(word)
+    hints = typing.get_type_hints(config_class)
+    groups: list[list[str]] = [[""]]
+    for word in words:
+        if word.startswith("--") and len(word) > 2:
+            name, equals, value = word[2:].partition("=")
+            groups.append([name.replace("-", "_"), *([value] if equals else [])])
+        elif word in short:
+            groups.append([short[word]])
         else:
-            groups.append(["", word])
-    result = []
-    for flag, *values in groups:
-        kind = kinds.get(flag[2:], "")
-        if kind == "bool" and not values:
-            values = ["true"]
-        elif kind.startswith("list[") and values and not values[0].startswith("["):
-            values = [json.dumps(values)]
-        elif kind.startswith("dict[") and values and not values[0].startswith("{"):
-            values = [json.dumps(dict(value.partition("=")[::2] for value in values))]
-        result += [f"{flag}={values[0]}", *values[1:]] if flag and values else [flag, *values]
-    return [word for word in result if word]
+            groups[-1].append(word)
+    values: dict[str, Any] = {}
+    configs: list[str] = []
+    free: list[str] = []
+    for name, *given in groups:
+        kind = _bare(hints.get(name))
+        if kind in (list, dict) and given and given[0][:1] not in ("[", "{"):
+            values[name] = given if kind is list else _pairs(name, given)
+            continue
+        if kind is bool and positionals and given and given[0] not in ("true", "false"):
+            given = ["true", *given]  # a switch alone, and what follows belongs to the positionals
+        free += given if not name else given[1:]
+        if name == "config" and given:
+            configs.append(given[0])
+        elif name and name != "print_config":
+            check_keys(config_class, [] if name in ("config", "wandb") else [name], _COMMAND_LINE)
+            if not given and kind is not bool and name != "wandb":
+                raise ConfigError(f"--{name.replace('_', '-')} needs a value")
+            values[name] = given[0] if given else "true"
+    for name in positionals:
+        if free:
+            is_list = _bare(hints[name]) is list
+            values[name], free = (free, []) if is_list else (free[0], free[1:])
+    if free:
+        raise ConfigError(f"{free[0]!r} belongs to no option; write --OPTION {free[0]}")
+    return values, configs, any(name == "print_config" for name, *_ in groups)
 
 
-def _named_configs(arguments: Sequence[str]) -> list[str]:
-    return [word.split("=", 1)[1] for word in arguments if word.startswith("--config=")]
+def _pairs(name: str, words: Sequence[str]) -> dict[str, str]:
+    for word in words:
+        if "=" not in word:
+            raise ConfigError(f"--{name.replace('_', '-')} {word}: write it as NAME=VALUE")
+    return dict(word.partition("=")[::2] for word in words)
 
 
-def _read_yaml(path: str) -> dict[str, Any]:
+def _bare(hint: Any) -> Any:
+    """The first type of a hint: `list` of `list[str] | str`."""
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    return typing.get_origin(options[0]) or options[0]
+
+
+def _convert(config_class: type, values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Values of the types that the fields have, as jsonargparse converts them."""
+    hints = typing.get_type_hints(config_class)
+    converted = {}
+    for key, value in values.items():
+        parser = ArgumentParser(exit_on_error=False)
+        parser.add_argument(f"--{key}", type=hints[key])
+        try:
+            converted[key] = parser.parse_object({key: value})[key]
+        except Exception as error:  # it says so in the words of its own parser
+            option = f"--{key.replace('_', '-')}" if where == _COMMAND_LINE else f"{where}: {key}"
+            raise ConfigError(
+                f"{option} is {value!r}; it must be {_describe(hints[key])}"
+            ) from error
+    return converted
+
+
+def _describe(hint: Any) -> str:
+    """A type as people say it."""
+    names = {
+        bool: "true or false",
+        int: "a whole number",
+        float: "a number",
+        str: "text (in a YAML, put numbers that are meant as text in quotes)",
+        type(None): "null",
+    }
+    if isinstance(hint, types.UnionType):
+        return " or ".join(_describe(option) for option in typing.get_args(hint))
+    if typing.get_origin(hint) is list:
+        (item,) = typing.get_args(hint)
+        return "a list of numbers" if item is float else "a list of text"
+    if typing.get_origin(hint) is dict:
+        return "pairs, in a YAML as {NAME: VALUE}, on the command line as NAME=VALUE"
+    return names.get(hint, str(hint))
+
+
+def _print_help(config_class: type, prog: str, positionals: Sequence[str]) -> NoReturn:
+    """Print the options with what they mean, as people type them: with dashes."""
+    named = " ".join(name.upper() for name in positionals)
+    usage = " ".join(filter(None, ["%(prog)s", named, "[--config FILE] [--OPTION VALUE ...]"]))
+    parser = ArgumentParser(prog=prog, description=config_class.__doc__, usage=usage)
+    parser.add_argument("--config", help="YAML file of options; flags win over it")
+    parser.add_argument("--print_config", action="store_true", help="print the options as YAML")
+    parser.add_class_arguments(config_class, as_group=False)
+    text = parser.format_help()
+    text = re.sub(r"(?<=--)[a-z]+(?:_[a-z]+)+", lambda m: m.group().replace("_", "-"), text)
+    print(re.sub(r", --[a-z-]+\+ \S+", "", text).replace(" {true,false}", ""), end="")
+    raise SystemExit(0)
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that refuses a key that stands twice in a mapping."""
+
+
+def _construct_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+    lines: dict[Any, int] = {}
+    for key_node, _ in node.value:
+        key, line = loader.construct_object(key_node, deep=True), key_node.start_mark.line + 1
+        if key in lines:
+            raise ConfigError(
+                f"{loader.name}: {key!r} stands twice, in lines {lines[key]} and {line}; delete one"
+            )
+        lines[key] = line
+    return yaml.SafeLoader.construct_mapping(loader, node, deep=True)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:map", _construct_mapping)
+
+
+def read_yaml(path: str) -> dict[str, Any]:
+    """Options of a YAML file.
+
+    Raises:
+        ConfigError: it cannot be read, is not YAML, has a key twice, or is not a mapping.
+    """
     try:
-        values = yaml.safe_load(Path(path).read_text())
+        with open(path, encoding="utf-8") as file:
+            values = yaml.load(file, _Loader)  # a SafeLoader
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); check the path") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: is not UTF-8 text; save it as UTF-8") from error
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: is no YAML ({error})") from error
+        raise ConfigError(f"{path}: is not valid YAML ({' '.join(str(error).split())})") from error
     if values is None:
         return {}
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: must hold options as `key: value`")
-    return values
+    return {str(key): value for key, value in values.items()}

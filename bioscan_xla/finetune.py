@@ -3,23 +3,21 @@
 `accelerate launch launch/finetune.py --config configs/finetune_demo.yaml` runs it.
 """
 
-import logging
 import os
-import sys
 import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from .cli import check_keys, parse
-from .encode.runtime import choose
-from .errors import BioscanError
+from .cli import check_keys, run_command
+from .options import FinetuneConfig
 from .reads.lineages import RANKS
-from .sample import provide_demo
-from .training.options import FinetuneConfig
 
 
 def finetune(config: FinetuneConfig) -> dict[str, Any]:
     """Run a config; see `train.finetune`."""
+    from .reads.inputs import expand_inputs
+
+    expand_inputs(config.train)  # what is missing is said before anything heavy is imported
     choose_backend(config.device)
     from .training.run import finetune as run
 
@@ -31,6 +29,8 @@ def choose_backend(device: str) -> None:
 
     It takes every torch_xla that is installed for a device unless it is told not to.
     """
+    from .encode.runtime import choose
+
     os.environ["USE_TORCH_XLA"] = "1" if choose(device)[0] == "xla" else "0"
 
 
@@ -56,7 +56,7 @@ def run_finetuning_pipeline(
         learning_rate: peak.
         use_wandb: report to Weights & Biases; a failure there never stops training.
         wandb_project: where.
-        **options: any other field of `bioscan_xla.training.options.FinetuneConfig`.
+        **options: any other field of `bioscan_xla.options.FinetuneConfig`.
 
     Returns:
         `start_time`, `end_time` (ISO 8601), `total_loss` (mean over the epochs), `num_epochs`,
@@ -107,25 +107,23 @@ def _last_loss(result: dict[str, Any]) -> float:
     return result[f"epoch_{result['num_epochs']}_loss"]
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status."""
-    logging.basicConfig(
-        level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"
-    )
-    logging.getLogger("bioscan_xla").setLevel(logging.INFO)
+def _work(config: FinetuneConfig) -> int:
+    from .sample import provide_demo
+
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
-    try:
-        config = parse(FinetuneConfig, arguments, "launch/finetune.py")
-        provide_demo(config.train, config.model)
-        result = finetune(config)
-    except BioscanError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print(
-            "left at once; run the same command to go on from the last checkpoint", file=sys.stderr
-        )
-        return 130
+    provide_demo(config.train, config.model)
+    result = finetune(config)
     if result["process_index"] == 0:
         print(summary(result))
     return 128 + result["interrupted"] if result["interrupted"] else 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    return run_command(
+        FinetuneConfig,
+        _work,
+        arguments,
+        "launch/finetune.py",
+        on_second_signal="left at once; run the same command to go on from the last checkpoint",
+    )

@@ -1,125 +1,42 @@
 """Pre-train a small encoder: `python -m bioscan_xla.pretrain --input FILES --output FOLDER`.
 
-Enters: unlabelled sequences. Leaves: a model folder in the Hugging Face format, for `--model`.
-It is Nucleotide Transformer's recipe (15 % of the 6-mers masked) at a size that a workstation
-trains; transformers' Trainer does the work and resumes from its own checkpoints.
+Input: unlabelled sequences. Output: a model folder in the Hugging Face format, for `--model`, and
+one line of JSON.
 """
 
 import json
-import logging
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from transformers import (
-    AutoModelForMaskedLM,
-    DataCollatorForLanguageModeling,
-    Trainer,
-    TrainingArguments,
-)
-
-from .cli import parse
-from .encode.model import no_bars
-from .encode.packing import FIRST_POSITION
-from .errors import BioscanError, InputError
-from .reads.files import metadata_schema
-from .reads.inputs import expand_inputs
-from .reads.raw import ReadOptions
-from .reads.records import read_chunks
-from .reads.tokens import load_tokenizer, tokenize
-from .sample import write_model
-from .training.data import Augmentation
-from .training.options import PretrainConfig
-
-log = logging.getLogger("bioscan_xla.pretrain")
-
-_MASKED = 0.15  # Dalla-Torre et al. (2024), https://doi.org/10.1038/s41592-024-02523-z
-
-
-class _Sequences(torch.utils.data.Dataset):
-    """Distinct sequences, each time from a random frame and strand, cut to the model's window."""
-
-    def __init__(self, sequences: list[str], max_tokens: int, seed: int):
-        self.sequences, self.max_tokens = sequences, max_tokens
-        self._rng = torch.Generator().manual_seed(seed)
-        self._augmentation = Augmentation()
-
-    def __len__(self) -> int:
-        return len(self.sequences)
-
-    def __getitem__(self, row: int) -> dict[str, Any]:
-        seed = int(torch.randint(2**31, (1,), generator=self._rng))
-        rng = np.random.default_rng(seed)
-        ids = tokenize([self._augmentation.apply(self.sequences[row], rng)]).values
-        room = self.max_tokens - 1
-        start = int(rng.integers(1, max(2, len(ids) - room + 1)))
-        return {"input_ids": [int(ids[0]), *ids[start : start + room].tolist()]}
+from .cli import run_command
+from .options import PretrainConfig
 
 
 def pretrain(config: PretrainConfig) -> dict[str, Any]:
-    """Run a config; returns `sequences`, `epochs`, `loss`, `seconds`, `model_path`."""
-    reading = ReadOptions(columns=config.columns)
-    sources = expand_inputs(config.input)
-    chunks = read_chunks(sources, reading, metadata_schema(sources, reading))
-    # In order of appearance, so that a resumed run has the same list.
-    sequences = list(dict.fromkeys(text for chunk in chunks for text in chunk.sequences))
-    if not sequences:
-        raise InputError(f"{sources[0]}: no usable sequence")
-    output = Path(config.output)
-    write_model(output, config.hidden, config.layers, config.heads, config.seed)
-    with no_bars():
-        model = AutoModelForMaskedLM.from_pretrained(output)
-    tokenizer = load_tokenizer(output)
-    data = _Sequences(sequences, model.config.max_position_embeddings - FIRST_POSITION, config.seed)
-    arguments = TrainingArguments(
-        str(output / "checkpoints"),
-        per_device_train_batch_size=config.batch_size,
-        num_train_epochs=config.num_epochs,
-        max_steps=config.max_steps or -1,
-        learning_rate=config.learning_rate,
-        warmup_steps=0.05,
-        lr_scheduler_type="cosine",
-        weight_decay=0.01,
-        use_cpu=config.device == "cpu",
-        seed=config.seed,
-        logging_steps=50,
-        save_steps=500,
-        save_total_limit=1,
-        report_to=[],
-        train_sampling_strategy="group_by_length",
-    )
-    trainer = Trainer(
-        model,
-        arguments,
-        train_dataset=data,
-        data_collator=DataCollatorForLanguageModeling(tokenizer, mlm_probability=_MASKED),
-    )
-    found = any((output / "checkpoints").glob("checkpoint-*"))
-    result = trainer.train(resume_from_checkpoint=found or None)
-    with no_bars():
-        model.save_pretrained(output)
-    return {
-        "sequences": len(sequences),
-        "epochs": round(result.metrics["epoch"], 3),
-        "loss": result.metrics["train_loss"],
-        "seconds": result.metrics["train_runtime"],
-        "model_path": str(output),
-    }
+    """Run a config; see `training.pretraining.pretrain`."""
+    from .reads.inputs import expand_inputs
+
+    expand_inputs(config.input)  # what is missing is said before anything heavy is imported
+    from .training.pretraining import pretrain as run
+
+    return run(config)
+
+
+def _work(config: PretrainConfig) -> int:
+    print(json.dumps(pretrain(config)))
+    return 0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
-    try:
-        result = pretrain(parse(PretrainConfig, arguments, "python -m bioscan_xla.pretrain"))
-    except BioscanError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(json.dumps(result))
-    return 0
+    return run_command(
+        PretrainConfig,
+        _work,
+        arguments,
+        "python -m bioscan_xla.pretrain",
+        on_second_signal="left; run the same command to go on from the last checkpoint",
+    )
 
 
 if __name__ == "__main__":

@@ -7,8 +7,8 @@ drawn on every branch, so that near relatives have near sequences. They are not 
 The model has the architecture and vocabulary of Nucleotide Transformer with random weights.
 """
 
-import argparse
 import logging
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +17,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from .cli import run_command
+from .options import SampleConfig
 from .reads.lineages import RANKS
 from .reads.tokens import CLS_ID, MASK_ID, PAD_ID, VOCABULARY, save_tokenizer
 
@@ -203,18 +205,21 @@ def provide_demo(inputs: Sequence[str], model: str) -> None:
         write_all(folder)
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Write the sample, the queries and the model into a folder."""
-    parser = argparse.ArgumentParser(prog="python -m bioscan_xla.sample", description=main.__doc__)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--num-sequences", type=int, default=400)
-    options = parser.parse_args(arguments)
-    write_all(options.folder, options.num_sequences)
+def _work(config: SampleConfig) -> int:
+    write_all(Path(config.folder), config.num_sequences)
     print(
-        f"{options.folder}: sample.parquet ({options.num_sequences} simulated sequences and 2 "
+        f"{config.folder}: sample.parquet ({config.num_sequences} simulated sequences and 2 "
         "unusable ones), query.fasta, model (ESM, 2 layers, random weights)"
+    )
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write the sample, the queries and the model into a folder; returns the exit status."""
+    return run_command(
+        SampleConfig, _work, arguments, "python -m bioscan_xla.sample", positionals=("folder",)
     )
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

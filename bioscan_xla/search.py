@@ -4,24 +4,20 @@ Input: sequences on the command line or a FASTA/FASTQ file. Output: the nearest 
 for people (`table`), CSV or JSON.
 """
 
-import argparse
 import base64
 import csv
 import json
-import logging
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from .encode.inference import embed_text
-from .errors import BioscanError, InputError
-from .options import DEVICES
+from .cli import run_command
+from .errors import InputError
+from .options import SearchConfig
 from .reads.fasta import read_sequences
 from .reads.inputs import format_of
 from .reads.lineages import RANKS
-from .table.embedding_function import load_as
-from .table.neighbours import open_table, read_fingerprint, search_vectors
 
 _SHOWN = ("query", "distance", "sequence_id", "phylum", "order", "family", "species", "depth")
 
@@ -59,6 +55,11 @@ def search_sequences(
         InputError: a sequence that cannot be used.
         ModelError: the model that made the table is no longer where it was, or is another now.
     """
+    # Imported at the call: what the command line does wrong is said before.
+    from .encode.inference import embed_text
+    from .table.embedding_function import load_as
+    from .table.neighbours import open_table, read_fingerprint, search_vectors
+
     opened = open_table(db, table)
     made_by = read_fingerprint(opened)
     if not made_by:
@@ -137,45 +138,37 @@ def _text(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def main(arguments: Iterable[str] | None = None) -> int:
-    """Run the command; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m bioscan_xla.search",
-        description="Nearest neighbours of DNA sequences in a table made by bioscan_xla.embed.",
+def _work(config: SearchConfig) -> int:
+    names, sequences = read_queries(config.query)
+    rows = search_sequences(
+        config.db,
+        sequences,
+        table=config.table,
+        k=config.k,
+        where=config.where,
+        device=config.device,
+        names=names,
+        model=config.model,
+        adapter=config.adapter,
     )
-    parser.add_argument("query", nargs="+", help="a sequence, or a FASTA or FASTQ file")
-    parser.add_argument("--db", required=True, help="LanceDB database: a folder or a URL")
-    parser.add_argument("--table", default="embeddings", help="name of the table")
-    parser.add_argument("-k", type=int, default=10, help="rows a query (default 10)")
-    parser.add_argument("--where", help='SQL condition, such as "depth > 1000"')
-    parser.add_argument("--format", choices=("table", "csv", "json"), default="table")
-    parser.add_argument("--model", help="folder of the model, if it was moved since")
-    parser.add_argument("--adapter", help="folder of the adapter, if it was moved since")
-    parser.add_argument("--device", choices=DEVICES, default="auto", help="where to compute")
-    options = parser.parse_args(None if arguments is None else list(arguments))
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     try:
-        if options.k < 1:
-            raise InputError(f"-k is {options.k}; it must be at least 1")
-        names, sequences = read_queries(options.query)
-        rows = search_sequences(
-            options.db,
-            sequences,
-            table=options.table,
-            k=options.k,
-            where=options.where,
-            device=options.device,
-            names=names,
-            model=options.model,
-            adapter=options.adapter,
-        )
-        _write(rows, options.format)
-    except BioscanError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        _write(rows, config.format)
+        sys.stdout.flush()
     except BrokenPipeError:  # the reader of a pipe, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    return run_command(
+        SearchConfig,
+        _work,
+        arguments,
+        "python -m bioscan_xla.search",
+        positionals=("query",),
+        short={"-k": "k"},
+    )
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ at every moment, because its manifests (`_versions`) come after the files that t
 before them; nothing is deleted unless asked; what is there already is not copied again.
 """
 
-import argparse
 import logging
 import re
 import sys
@@ -17,7 +16,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from .errors import BioscanError, SyncError
+from .cli import run_command
+from .errors import SyncError
+from .options import SyncConfig
 from .reads.inputs import UNFINISHED
 from .table.mirror import foreign_tables, is_manifest
 from .transfer.engine import Engine, local_folder, open_engine
@@ -230,32 +231,22 @@ def summary(result: dict[str, Any], dry_run: bool) -> str:
     )
 
 
+def _work(config: SyncConfig) -> int:
+    result = sync(config.source, config.destination, delete=config.delete, dry_run=config.dry_run)
+    print(summary(result, config.dry_run))
+    return 0
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m bioscan_xla.sync",
-        description="Copy files and LanceDB tables from SOURCE to DESTINATION: folders, gs://, "
-        "s3://, or remotes of rclone (drive:folder). Run it again to go on after an interruption.",
+    return run_command(
+        SyncConfig,
+        _work,
+        arguments,
+        "python -m bioscan_xla.sync",
+        on_second_signal="left; run the same command to go on",
+        positionals=("source", "destination"),
     )
-    parser.add_argument("source", metavar="SOURCE")
-    parser.add_argument("destination", metavar="DESTINATION")
-    parser.add_argument("--delete", action="store_true", help="delete what the source has not")
-    parser.add_argument("--dry-run", action="store_true", help="only tell what would be done")
-    options = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
-    log.setLevel(logging.INFO)
-    try:
-        result = sync(
-            options.source, options.destination, delete=options.delete, dry_run=options.dry_run
-        )
-    except BioscanError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("left; run the same command to go on", file=sys.stderr)
-        return 130
-    print(summary(result, options.dry_run))
-    return 0
 
 
 if __name__ == "__main__":

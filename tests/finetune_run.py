@@ -13,7 +13,7 @@ import signal
 import sys
 
 from bioscan_xla.finetune import choose_backend
-from bioscan_xla.training.options import FinetuneConfig
+from bioscan_xla.options import FinetuneConfig
 
 
 def main():

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from huggingface_hub import ModelCard
 
+from bioscan_xla.options import FinetuneConfig
 from bioscan_xla.reads.labels import learn_labels
 from bioscan_xla.training.card import hub_id, write_card
-from bioscan_xla.training.options import FinetuneConfig
 from bioscan_xla.training.pictures import draw_confusion, draw_vectors, write_confusions
 
 NUCLEOTIDE_TRANSFORMER = "InstaDeepAI/nucleotide-transformer-2.5b-multi-species"

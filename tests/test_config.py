@@ -6,10 +6,9 @@ import pytest
 
 from bioscan_xla.cli import parse
 from bioscan_xla.errors import ConfigError
-from bioscan_xla.options import EmbedConfig
-from bioscan_xla.training.options import FinetuneConfig
+from bioscan_xla.options import EmbedConfig, FinetuneConfig, SearchConfig, SyncConfig
 
-from .conftest import ROOT
+from .conftest import ROOT, run_python
 
 
 def embed(*words):
@@ -59,7 +58,11 @@ def test_ways_to_write_a_flag():
         (["--comit-rows", "5"], "did you mean 'commit_rows'"),
         (["--pooling", "sum"], "choose mean"),
         (["--commit-rows", "0"], "at least 1"),
-        (["--commit-rows", "many"], "commit_rows"),
+        (["--commit-rows", "many"], r"^--commit-rows is 'many'; it must be a whole number$"),
+        (["--dry-run", "maybe"], r"^--dry-run is 'maybe'; it must be true or false$"),
+        (["--commit-minutes", ".nan"], "above 0"),
+        (["--columns", "depth"], "write it as NAME=VALUE"),
+        (["--db"], "--db needs a value"),
         (["--process-index", "2", "--process-count", "2"], "between 0 and"),
         (["--max-n-fraction", "2"], "from 0 to 1"),
         (["--commit-minutes", "0"], "above 0"),
@@ -79,6 +82,95 @@ def test_unknown_yaml_key_names_the_nearest(tmp_path):
         ConfigError, match=r"a\.yaml: there is no option 'commit_row'; did you mean"
     ):
         embed("--config", str(path))
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_flags_win_wherever_they_stand(tmp_path, before):
+    path = tmp_path / "a.yaml"
+    path.write_text("input: [yaml.fasta]\ncommit_rows: 5\n")
+    words = [["--input", "flag.fasta"], ["--config", str(path)]]
+    first, second = words if before else words[::-1]
+    config = embed(*first, *second)
+    assert (config.input, config.commit_rows) == (["flag.fasta"], 5)
+
+
+def test_of_two_yamls_the_later_wins(tmp_path):
+    (tmp_path / "a.yaml").write_text("commit_rows: 5\ntable: a\n")
+    (tmp_path / "b.yaml").write_text("commit_rows: 6\n")
+    config = embed("--config", str(tmp_path / "a.yaml"), "--config", str(tmp_path / "b.yaml"))
+    assert (config.commit_rows, config.table) == (6, "a")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("db: a\ntable: t\ndb: b\n", r"a\.yaml: 'db' stands twice, in lines 1 and 3"),
+        ("columns:\n  depth: a\n  depth: b\n", r"'depth' stands twice, in lines 2 and 3"),
+        ("commit_rows: many\n", r"a\.yaml: commit_rows is 'many'; it must be a whole number"),
+        ("table: 2026\n", r"a\.yaml: table is 2026; it must be text .*quotes"),
+        ("max_errors: [1]\n", r"max_errors is \[1\]; it must be a whole number or null"),
+        ("input: {a: b}\n", r"input is \{'a': 'b'\}; it must be a list of text or text"),
+        ("commit_rows: 0\n", r"a\.yaml: commit_rows is 0; it must be at least 1"),
+        ("commit_minutes: .nan\n", r"a\.yaml: commit_minutes is nan"),
+        ("- db\n", "must hold options as"),
+        ("db: [\n", "is not valid YAML"),
+        ("db: b\xe4d\n", "save it as UTF-8"),
+    ],
+)
+def test_mistakes_in_a_yaml_name_it(tmp_path, text, message):
+    path = tmp_path / "a.yaml"
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(ConfigError, match=message) as caught:
+        embed("--config", str(path))
+    assert "Parser" not in str(caught.value)
+
+
+def test_the_old_name_of_tracker_is_accepted_with_a_note(tmp_path, caplog):
+    path = tmp_path / "a.yaml"
+    path.write_text("wandb: true\n")
+    assert embed("--config", str(path)).tracker == embed("--wandb").tracker == "wandb"
+    assert embed("--config", str(path), "--wandb", "false").tracker == "none"
+    assert "the option wandb is now tracker: wandb" in caplog.text
+    with pytest.raises(ConfigError, match="leave wandb out"):
+        embed("--wandb", "--tracker", "none")
+
+
+def test_words_without_a_flag():
+    config = parse(
+        SearchConfig, ["--db", "d", "ACGT", "-k", "3", "a.fa"], "s", ("query",), {"-k": "k"}
+    )
+    assert (config.query, config.db, config.k) == (["ACGT", "a.fa"], "d", 3)
+    config = parse(SyncConfig, ["a", "--delete", "b"], "sync", ("source", "destination"))
+    assert (config.source, config.destination, config.delete) == ("a", "b", True)
+    with pytest.raises(ConfigError, match="destination is missing"):
+        parse(SyncConfig, ["a"], "sync", ("source", "destination"))
+
+
+HEAVY = ["torch", "torch_xla", "transformers", "peft", "accelerate", "lancedb", "jax", "ray"]
+COMMANDS = ["embed", "search", "finetune", "pretrain", "plan", "sync", "sample"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("words", ["--help", "--no-such-option 1", "--input absent.fasta"])
+def test_what_is_wrong_is_said_before_anything_heavy_is_imported(command, words, tmp_path):
+    script = f"""
+import sys
+from bioscan_xla.{command} import main
+try:
+    status = main({["embed"] * (command == "plan") + words.split()!r})
+except SystemExit as left:
+    status = left.code
+print(status, *sorted(set({HEAVY!r}) & set(sys.modules)), file=sys.stderr)
+"""
+    if command == "finetune":
+        script = script.replace("--input", "--train")
+    if command in ("search", "sync", "sample", "plan") and "absent" in words:
+        pytest.skip("has no such option, or wants a compiler first")
+    done = run_python("-c", script, cwd=tmp_path)
+    said = done.stderr.strip().splitlines()
+    assert said[-1] == ("0" if words == "--help" else "1")
+    if "absent" in words:
+        assert "absent.fasta" in said[-2]
 
 
 def test_help_and_print_config(capsys):

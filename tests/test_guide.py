@@ -19,8 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from bioscan_xla.cli import parse
-from bioscan_xla.options import EmbedConfig
-from bioscan_xla.training.options import FinetuneConfig
+from bioscan_xla.options import EmbedConfig, FinetuneConfig
 
 from .conftest import ROOT, run_python
 

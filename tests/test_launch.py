@@ -11,8 +11,7 @@ import pytest
 import yaml
 
 from bioscan_xla.cli import parse
-from bioscan_xla.options import EmbedConfig
-from bioscan_xla.training.options import FinetuneConfig
+from bioscan_xla.options import EmbedConfig, FinetuneConfig
 
 from .conftest import ROOT
 

@@ -6,8 +6,10 @@ import json
 import pytest
 
 from bioscan_xla import plan
+from bioscan_xla.encode.packing import Totals
 from bioscan_xla.errors import ConfigError, DeviceError, InputError
 from bioscan_xla.options import EmbedConfig
+from bioscan_xla.planning import estimate, programs
 from bioscan_xla.planning.compiler import (
     GIB,
     Compiled,
@@ -54,8 +56,8 @@ def test_embedding_moves_nothing_but_results(capsys, model_folder, training_samp
 def test_a_training_step_reduces_its_gradients(
     capsys, model_folder, training_sample, monkeypatch, topology
 ):
-    one = plan.plan_epoch
-    monkeypatch.setattr(plan, "plan_epoch", lambda *given: one(*given)[:1])  # one width
+    one = programs.plan_epoch
+    monkeypatch.setattr(programs, "plan_epoch", lambda *given: one(*given)[:1])  # one width
     common = ["finetune", "--topology", topology, "--model", model_folder]
     status, result = run(capsys, *common, "--train", training_sample)
     assert status == 0
@@ -87,12 +89,12 @@ def describe_finetuning(fits):
     """The text of a plan of one program that fits, or does not."""
     error = "" if fits else "RESOURCE_EXHAUSTED: Used 20G of 15G hbm"
     compiled = Compiled(1.0, peak_bytes=GIB if fits else None, flops=8e12 * fits, error=error)
-    program = plan.Program(32, 64, 1, 3, 1e12, compiled)
-    totals = plan.Totals()
+    program = estimate.Program(32, 64, 1, 3, 1e12, compiled)
+    totals = Totals()
     totals.useful_tokens, totals.computed_tokens = 3, 4
-    summary = plan._summary([program], find_topology("v5e-8"), 96, totals)
+    summary = estimate.summarise([program], find_topology("v5e-8"), 96, totals)
     about = {"model": "m", "dtype": "bfloat16", "input": ["a.parquet"]}
-    return summary, plan.describe(about | summary | {"gradient_checkpointing": False})
+    return summary, estimate.describe(about | summary | {"gradient_checkpointing": False})
 
 
 def test_a_program_that_does_not_fit_has_no_figures():
@@ -112,13 +114,13 @@ def test_what_cannot_be_planned_is_told(model_folder, tmp_path, training_sample)
     topology = find_topology("v5e-8")
     options = {"model": model_folder, "input": training_sample}
     with pytest.raises(ConfigError, match="each host embeds by itself"):
-        plan.plan_embedding(EmbedConfig(**options), find_topology("v5e-16"))
+        programs.plan_embedding(EmbedConfig(**options), find_topology("v5e-16"))
     with pytest.raises(ConfigError, match="overlap_tokens 999 must lie between"):
-        plan.plan_embedding(EmbedConfig(**options, overlap_tokens=999), topology)
+        programs.plan_embedding(EmbedConfig(**options, overlap_tokens=999), topology)
     with pytest.raises(ConfigError, match="layer 77 must lie between"):
-        plan.plan_embedding(EmbedConfig(**options, layer=77), topology)
+        programs.plan_embedding(EmbedConfig(**options, layer=77), topology)
     with pytest.raises(InputError, match="no usable sequence"):
-        plan.plan_embedding(EmbedConfig(**options, min_length_bp=100_000), topology)
+        programs.plan_embedding(EmbedConfig(**options, min_length_bp=100_000), topology)
 
 
 def test_mistakes_are_told(capsys):

@@ -6,8 +6,8 @@ import pytest
 
 from bioscan_xla.embed import run_embedding_pipeline
 from bioscan_xla.errors import ConfigError, InputError
+from bioscan_xla.options import PretrainConfig
 from bioscan_xla.pretrain import main, pretrain
-from bioscan_xla.training.options import PretrainConfig
 
 
 def test_a_small_encoder_is_trained_and_can_be_used(tmp_path, capsys):

@@ -123,7 +123,7 @@ def test_another_rule_looks_again_whatever_came_between(tmp_path, options, count
 
 def test_shares_go_on_with_another_layout(tmp_path, options, monkeypatch):
     """Each process stops early and goes on with other chunks and commits, as on another device."""
-    from bioscan_xla import embed
+    from bioscan_xla.embedding import run as embed
 
     monkeypatch.setattr(shares, "BLOCK_ROWS", 16)
     module = sys.modules.get("bioscan_xla.embedding.run", embed)

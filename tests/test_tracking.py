@@ -9,7 +9,7 @@ def test_offline_run_is_written_without_the_key(offline_wandb, monkeypatch, capl
     key = "0123456789abcdef0123456789abcdef01234567"
     monkeypatch.setenv("WANDB_API_KEY", key)
     with caplog.at_level(logging.DEBUG):
-        tracker = Tracker(True, "tests", {"model": "small"})
+        tracker = Tracker("wandb", "tests", {"model": "small"}, ".")
         tracker.log({"embed/sequences": 5}, [1.0, 2.0])
         tracker.finish()
     written = [
@@ -29,7 +29,7 @@ def test_a_failure_is_warned_of_once(monkeypatch, caplog):
             raise ConnectionError("gone")
 
     monkeypatch.setattr(wandb, "init", lambda **_: Run())
-    tracker = Tracker(True, "tests", {})
+    tracker = Tracker("wandb", "tests", {}, ".")
     for _ in range(3):
         tracker.log({"a": 1})
     tracker.finish()
@@ -40,4 +40,4 @@ def test_off_by_default(monkeypatch):
     import wandb
 
     monkeypatch.setattr(wandb, "init", lambda **_: 1 / 0)
-    Tracker(False, "tests", {}).log({"a": 1})
+    Tracker("none", "tests", {}, ".").log({"a": 1})

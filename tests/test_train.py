@@ -20,10 +20,10 @@ import bioscan_xla
 from bioscan_xla.embed import run_embedding_pipeline
 from bioscan_xla.errors import ConfigError, InputError
 from bioscan_xla.finetune import run_finetuning_pipeline
+from bioscan_xla.options import FinetuneConfig
 from bioscan_xla.reads.lineages import RANKS
 from bioscan_xla.reads.tokens import load_tokenizer
 from bioscan_xla.training import loop as training_loop
-from bioscan_xla.training.options import FinetuneConfig
 from bioscan_xla.training.run import finetune, prepare_data
 
 from .conftest import ROOT, metrics_lines, run_python

@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from bioscan_xla.errors import ConfigError
+from bioscan_xla.options import FinetuneConfig
 from bioscan_xla.training import loop as training_loop
-from bioscan_xla.training.options import FinetuneConfig
 from bioscan_xla.training.run import finetune
 
 from .conftest import metrics_lines

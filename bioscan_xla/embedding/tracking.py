@@ -1,5 +1,9 @@
-"""Weights & Biases, on request. Guaranteed: a tracker that fails never stops the work."""
+"""Weights & Biases and TensorBoard, on request.
 
+Input: figures of a run. Output: a run there. Invariants: a tracker that fails never stops the work.
+"""
+
+import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,20 +13,40 @@ log = logging.getLogger(__name__)
 
 
 class Tracker:
-    """Sends figures to a Weights & Biases run; after a failure it warns once and stays silent."""
+    """Sends figures to Weights & Biases or TensorBoard.
 
-    def __init__(self, enabled: bool, project: str, config: Mapping[str, Any]):
-        """Start a run; the key comes from the environment (WANDB_API_KEY) and is never logged."""
+    After a failure it warns once and stays silent.
+    """
+
+    def __init__(self, name: str, project: str, config: Mapping[str, Any], folder: str):
+        """Start a run.
+
+        Args:
+            name: none, wandb or tensorboard.
+            project: at Weights & Biases; its key comes from the environment (WANDB_API_KEY) and is
+                never logged.
+            config: options of the run.
+            folder: gets TensorBoard's files, in `tensorboard/`.
+        """
         self._run: Any = None
-        if enabled:
-            self._guard(self._start, project, config)
+        self._name, self._rows = name, 0
+        if name == "wandb":
+            self._guard(self._start_wandb, project, config)
+        elif name == "tensorboard":
+            self._guard(self._start_tensorboard, folder, config)
 
-    def _start(self, project: str, config: Mapping[str, Any]) -> None:
+    def _start_wandb(self, project: str, config: Mapping[str, Any]) -> None:
         import wandb
 
         self._run = wandb.init(
             project=project, config=dict(config), settings=wandb.Settings(silent=True)
         )
+
+    def _start_tensorboard(self, folder: str, config: Mapping[str, Any]) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._run = SummaryWriter(f"{folder}/tensorboard")
+        self._run.add_text("config", json.dumps(dict(config)))
 
     def log(self, figures: Mapping[str, Any], vector_norms: Any = None) -> None:
         """Send figures, and the histogram of some vector norms."""
@@ -30,24 +54,32 @@ class Tracker:
             self._guard(self._send, figures, vector_norms)
 
     def _send(self, figures: Mapping[str, Any], vector_norms: Any) -> None:
+        has_norms = vector_norms is not None and len(vector_norms)
+        if self._name == "tensorboard":
+            self._rows = int(figures.get("embed/sequences", self._rows))
+            for key, value in figures.items():
+                self._run.add_scalar(key, value, self._rows)
+            if has_norms:
+                self._run.add_histogram("embed/vector_norms", vector_norms, self._rows)
+            return
         import wandb
 
         figures = dict(figures)
-        if vector_norms is not None and len(vector_norms):
+        if has_norms:
             figures["embed/vector_norms"] = wandb.Histogram(vector_norms)
         self._run.log(figures)
 
     def finish(self) -> None:
         """End the run."""
         if self._run is not None:
-            self._guard(self._run.finish)
+            self._guard(self._run.finish if self._name == "wandb" else self._run.close)
             self._run = None
 
     def _guard(self, function: Any, *arguments: Any) -> None:
         try:
             function(*arguments)
         except Exception as error:  # whatever it is, it is not worth a month of compute
-            log.warning("Weights & Biases failed and is left out from here on: %s", error)
+            log.warning("the tracker %s failed and is left out from here on: %s", self._name, error)
             self._run = None
 
 

@@ -6,34 +6,34 @@ Invariants: nothing is computed on the device.
 
 import itertools
 from collections import Counter
-from collections.abc import Sequence
 
 import numpy as np
-import pyarrow as pa
 from transformers import EsmConfig
 
 from ..encode.encoder import choose_reading
 from ..encode.inference import prepare
+from ..encode.model import read_config
+from ..encode.model_files import resolve_base
 from ..encode.packing import FIRST_POSITION, Packer, Totals, layout
-from ..encode.runtime import Device
+from ..encode.runtime import open_device
 from ..options import EmbedConfig
-from ..reads.files import count_rows
-from ..reads.raw import ReadOptions
+from ..reads.files import count_rows, metadata_schema
+from ..reads.inputs import expand_inputs
+from ..reads.raw import read_options
 from ..reads.records import read_chunks
 
 _SAMPLE_SEQUENCES = 20_000
 _BAR_CHARACTERS = 40
 
 
-def describe_plan(
-    sources: Sequence[str],
-    reading: ReadOptions,
-    schema: pa.Schema,
-    device: Device,
-    model: EsmConfig,
-    config: EmbedConfig,
-) -> str:
+def describe_embedding(config: EmbedConfig) -> str:
     """Rows, token histogram, batch shapes, useful fraction, device and memory."""
+    sources = expand_inputs(config.input)
+    device = open_device(config.device, config.dtype)
+    name, revision = resolve_base(config.model, config.revision, config.adapter)
+    model = read_config(name, revision)
+    reading = read_options(config)
+    schema = metadata_schema(sources, reading)
     max_tokens = model.max_position_embeddings - FIRST_POSITION
     frames, strands = choose_reading(model, config.adapter, config.frames, config.strands)
     shape = layout(device.kind, device.num_devices, max_tokens, model.num_hidden_layers)
@@ -65,7 +65,7 @@ def describe_plan(
         + (f"{total:,} records" if total is not None else "records not counted yet"),
         f"looked at: {read:,} usable, {reasons.total():,} to be set aside",
         f"device: {device.kind} x {device.num_devices}, {device.dtype_name} ({device.why})",
-        f"model: {config.model}, {model.num_hidden_layers} layers, hidden {model.hidden_size}; "
+        f"model: {name}, {model.num_hidden_layers} layers, hidden {model.hidden_size}; "
         f"weights {weights / 2**30:.2f} GiB"
         + (" on every device" if device.num_devices > 1 and not config.shard_parameters else ""),
         describe_reading(frames, strands),

@@ -32,10 +32,10 @@ def trace_training(
     config: EsmConfig, device: runtime.Device, batch: Batch, options: dict, num_classes: list[int]
 ) -> list[torch.Tensor]:
     """Results of one training step: its figures, the trained parameters, the optimizer's state."""
+    from ..options import FinetuneConfig
     from ..training.classifier import TaxonomyClassifier
     from ..training.loop import Loop
     from ..training.lora import attach_adapter
-    from ..training.options import FinetuneConfig
     from ..training.run import parameter_groups
 
     finetuning = FinetuneConfig(**options)

@@ -6,7 +6,8 @@ Invariants: options that contradict each other cannot be made.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -60,6 +61,13 @@ class ReadOptions:
     def name(self, column: str) -> str:
         """The file's name for one of our columns."""
         return self.columns.get(column, column)
+
+
+def read_options(config: Any, chunk_rows: int = 1024) -> ReadOptions:
+    """How a command's config says that records are read: the options that both have."""
+    names = {item.name for item in fields(ReadOptions)} & {item.name for item in fields(config)}
+    given = {name: getattr(config, name) for name in names}
+    return ReadOptions(**given | {"keep": tuple(given.get("keep", ()))}, chunk_rows=chunk_rows)
 
 
 @dataclass(frozen=True)

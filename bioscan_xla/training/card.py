@@ -14,9 +14,9 @@ from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
+from ..options import FinetuneConfig
 from ..reads.labels import LabelSpace
 from ..reads.lineages import RANKS
-from .options import FinetuneConfig
 
 _NUCLEOTIDE_TRANSFORMER = "InstaDeepAI/nucleotide-transformer"
 _FIGURES = ("accuracy", "macro_f1", "top3", "calibration_error")

@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ..errors import ConfigError
+from ..options import FinetuneConfig
 from ..reads.labels import LabelSpace
-from .options import FinetuneConfig
 
 log = logging.getLogger(__name__)
 

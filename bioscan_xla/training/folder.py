@@ -14,12 +14,12 @@ import yaml
 from safetensors.torch import save_file
 
 from ..encode.model import no_bars
+from ..options import FinetuneConfig
 from ..reads.labels import LabelSpace
 from ..reads.tokens import save_tokenizer
 from .card import write_card
 from .checkpoint import trainable_state
 from .classifier import TaxonomyClassifier
-from .options import FinetuneConfig
 from .pictures import draw_confusion, draw_curves, draw_vectors, write_confusions
 
 log = logging.getLogger(__name__)

@@ -21,6 +21,8 @@ from ..encode import hosts, runtime
 from ..encode.encoder import forward_flops
 from ..encode.packing import Batch
 from ..errors import BioscanError
+from ..options import FinetuneConfig
+from ..options.training import LOWER_IS_BETTER
 from ..reads.labels import LabelSpace
 from ..reads.lineages import RANKS
 from .checkpoint import Checkpoints, Cursor
@@ -28,7 +30,6 @@ from .classifier import initial_log_priors
 from .data import Augmentation, Examples, make_batch, plan_epoch
 from .folder import History
 from .loss import parent_links, rank_loss
-from .options import LOWER_IS_BETTER, FinetuneConfig
 
 log = logging.getLogger(__name__)
 

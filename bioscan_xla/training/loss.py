@@ -20,8 +20,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from ..options.training import RANK_WEIGHTS
 from ..reads.labels import LabelSpace, nearest_rank
-from .options import RANK_WEIGHTS
 
 
 @dataclass(frozen=True)

@@ -30,9 +30,10 @@ from ..encode.model import hash_weights, load_model
 from ..encode.model_files import resolve_commit
 from ..encode.packing import FIRST_POSITION
 from ..errors import ConfigError, DeviceError, InputError
+from ..options import FinetuneConfig
 from ..reads.labels import learn_labels
 from ..reads.lineages import RANKS, known_lineage
-from ..reads.raw import ReadOptions
+from ..reads.raw import read_options
 from ..reads.tokens import tokenize
 from ..stopping import stop_on_signal
 from .checkpoint import Checkpoints, Cursor, register_hooks
@@ -43,7 +44,6 @@ from .folder import History, push_to_hub, write_model_folder, write_tables
 from .loop import Data, Loop
 from .lora import attach_adapter, count_parameters
 from .metrics import evaluate
-from .options import FinetuneConfig
 from .splits import EVAL, NOVEL, TRAIN, split_rows
 
 log = logging.getLogger("bioscan_xla.training.run")
@@ -53,7 +53,7 @@ _CONFLICTS_SHOWN = 5
 
 def prepare_data(config: FinetuneConfig) -> Data:
     """Read, split and label; conflicts in the lineages are returned and logged."""
-    reading = ReadOptions(columns=config.columns, header_taxonomy=config.header_taxonomy)
+    reading = read_options(config)
     examples = read_examples(config.train, reading, config.taxonomy)
     lineages = [known_lineage(raw) for raw in examples.lineages]
     space, conflicts = learn_labels(lineages, config.min_sequences)

@@ -14,8 +14,8 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from bioscan_xla.finetune import choose_backend
+from bioscan_xla.options import FinetuneConfig
 from bioscan_xla.sample import write_model, write_sample
-from bioscan_xla.training.options import FinetuneConfig
 
 GENUS = 5
 PLAIN = {"reverse_complement": 0.0, "frame_shift": False}

@@ -20,8 +20,8 @@ import pyarrow.parquet as pq
 import torch
 
 from bioscan_xla.finetune import finetune
+from bioscan_xla.options import FinetuneConfig
 from bioscan_xla.sample import write_model
-from bioscan_xla.training.options import FinetuneConfig
 
 RANKS = ("phylum", "class", "order", "family", "genus", "species")
 

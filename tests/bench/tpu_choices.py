@@ -11,8 +11,8 @@ import argparse
 import sys
 
 from bioscan_xla.encode.packing import layout
-from bioscan_xla.plan import trace
 from bioscan_xla.planning.compiler import GIB, compile_for, find_topology
+from bioscan_xla.planning.programs import trace
 from bioscan_xla.sample import esm_config
 
 SEQUENCE_TOKENS = 112

@@ -19,13 +19,13 @@ import pyarrow.parquet as pq
 import torch
 
 from bioscan_xla.finetune import finetune
+from bioscan_xla.options import FinetuneConfig
 from bioscan_xla.reads.lineages import RANKS
 from bioscan_xla.reads.tokens import load_tokenizer
 from bioscan_xla.sample import write_model
 from bioscan_xla.training.classifier import TaxonomyClassifier
 from bioscan_xla.training.lora import attach_adapter
 from bioscan_xla.training.loss import rank_loss
-from bioscan_xla.training.options import FinetuneConfig
 
 BATCH = 16
 

@@ -1,15 +1,21 @@
-"""Options of embedding, and how options are checked. `command_line` makes them from flags."""
+"""Options of embedding and of searching its table."""
 
 import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-from .errors import ConfigError
-
-DEFAULT_MODEL = "InstaDeepAI/nucleotide-transformer-2.5b-multi-species"
-DEVICES = ("auto", "xla", "cuda", "cpu")
+from ..errors import ConfigError
+from ..reads.lineages import HEADER_STYLES
+from .checks import (
+    DEFAULT_MODEL,
+    DEVICES,
+    DTYPES,
+    TRACKERS,
+    check_choices,
+    check_least,
+    check_positive,
+    check_shares,
+    set_list,
+)
 
 
 @dataclass(frozen=True)
@@ -100,8 +106,8 @@ class EmbedConfig:
     vector_index: bool = False
     """Build a vector index (IVF_RQ, cosine) at the end; worth it from 100,000 rows."""
 
-    wandb: bool = False
-    """Report to Weights & Biases (key from WANDB_API_KEY; WANDB_MODE=offline works)."""
+    tracker: str = "none"
+    """none, wandb (key from WANDB_API_KEY; WANDB_MODE=offline works) or tensorboard."""
 
     wandb_project: str = "bioscan_xla"
     """Project at Weights & Biases."""
@@ -126,9 +132,8 @@ class EmbedConfig:
 
     def __post_init__(self):
         """Normalise and check what needs no file and no device."""
-        inputs = [self.input] if isinstance(self.input, str | Path) else list(self.input)
-        object.__setattr__(self, "input", [str(item) for item in inputs])
-        object.__setattr__(self, "keep", list(self.keep))
+        set_list(self, "input")
+        set_list(self, "keep")
         check_choices(
             self,
             {
@@ -136,9 +141,10 @@ class EmbedConfig:
                 "strands": (None, "given", "both"),
                 "pooling": ("mean", "mean_no_special", "cls", "max"),
                 "device": DEVICES,
-                "dtype": (None, "bfloat16", "float32"),
+                "dtype": DTYPES,
                 "vector_dtype": ("float16", "float32"),
-                "header_taxonomy": (None, "sintax", "silva"),
+                "header_taxonomy": (None, *HEADER_STYLES),
+                "tracker": TRACKERS,
                 "engine": ("local", "ray"),
             },
         )
@@ -151,23 +157,43 @@ class EmbedConfig:
                 f"process_index {self.process_index} must lie between 0 and process_count - 1, "
                 f"which is {self.process_count - 1}"
             )
-        if not 0 <= self.max_n_fraction <= 1:
-            raise ConfigError(f"max_n_fraction is {self.max_n_fraction}; it is a share from 0 to 1")
-        if not self.commit_minutes > 0:  # NaN too
-            raise ConfigError(f"commit_minutes is {self.commit_minutes}; it must be above 0")
+        check_shares(self, ["max_n_fraction"])
+        check_positive(self, ["commit_minutes"])
 
 
-def check_choices(config: Any, choices: Mapping[str, tuple]) -> None:
-    """Refuse a value that is none of its key's choices."""
-    for key, known in choices.items():
-        if getattr(config, key) not in known:
-            names = ", ".join(str(name) for name in known if name)
-            raise ConfigError(f"{key} {getattr(config, key)!r} is unknown; choose {names}")
+@dataclass(frozen=True)
+class SearchConfig:
+    """Nearest neighbours of DNA sequences in a table made by `python -m bioscan_xla.embed`."""
 
+    query: list[str] = ()  # type: ignore[assignment]
+    """Sequences, or FASTA and FASTQ files."""
 
-def check_least(config: Any, least: Mapping[str, int]) -> None:
-    """Refuse a value that is below its key's least."""
-    for key, lowest in least.items():
-        value = getattr(config, key)
-        if value is not None and value < lowest:
-            raise ConfigError(f"{key} is {value}; it must be at least {lowest}")
+    db: str = "embeddings.db"
+    """LanceDB database: a local folder, or a gs:// or s3:// URL."""
+
+    table: str = "embeddings"
+    """Name of the table."""
+
+    k: int = 10
+    """Rows a query."""
+
+    where: str | None = None
+    """SQL condition on the columns, such as "depth > 1000"."""
+
+    format: str = "table"
+    """table (for people), csv or json."""
+
+    model: str | None = None
+    """Folder of the model, if it was moved since the table was made."""
+
+    adapter: str | None = None
+    """Folder of the adapter, if it was moved since the table was made."""
+
+    device: str = "auto"
+    """auto (TPU, then GPU, then CPU), xla, cuda or cpu."""
+
+    def __post_init__(self):
+        """Normalise and check what needs no file and no device."""
+        set_list(self, "query")
+        check_choices(self, {"format": ("table", "csv", "json"), "device": DEVICES})
+        check_least(self, {"k": 1})

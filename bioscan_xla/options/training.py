@@ -1,12 +1,21 @@
-"""Options of fine-tuning and pre-training; `command_line` makes them from flags."""
+"""Options of fine-tuning and pre-training."""
 
 import dataclasses
 from dataclasses import dataclass
-from pathlib import Path
 
 from ..errors import ConfigError
-from ..options import DEFAULT_MODEL, DEVICES, check_choices, check_least
-from ..reads.lineages import RANKS
+from ..reads.lineages import HEADER_STYLES, RANKS
+from .checks import (
+    DEFAULT_MODEL,
+    DEVICES,
+    DTYPES,
+    TRACKERS,
+    check_choices,
+    check_least,
+    check_positive,
+    check_shares,
+    set_list,
+)
 
 RANK_WEIGHTS = (2.0, 1.8, 1.5, 1.2, 1.0, 0.8, 0.6)
 """Weight of each rank in the loss, kingdom to species."""
@@ -173,20 +182,17 @@ class FinetuneConfig:
 
     def __post_init__(self):
         """Normalise and check what needs no file and no device."""
-        for key in ("train", "eval"):
-            value = getattr(self, key)
-            inputs = [value] if isinstance(value, str | Path) else list(value or ())
-            object.__setattr__(self, key, [str(item) for item in inputs])
-        object.__setattr__(self, "targets", list(self.targets))
+        for key in ("train", "eval", "targets"):
+            set_list(self, key)
         object.__setattr__(self, "rank_weights", [float(weight) for weight in self.rank_weights])
         check_choices(
             self,
             {
                 "device": DEVICES,
-                "dtype": (None, "bfloat16", "float32"),
-                "header_taxonomy": (None, "sintax", "silva"),
+                "dtype": DTYPES,
+                "header_taxonomy": (None, *HEADER_STYLES),
                 "novel_rank": (None, "family", "genus"),
-                "tracker": ("none", "wandb", "tensorboard"),
+                "tracker": TRACKERS,
             },
         )
         ones = (
@@ -200,16 +206,8 @@ class FinetuneConfig:
             "eval_steps",
         )
         check_least(self, dict.fromkeys(ones, 1) | {"warmup_steps": 0})
-        for key in (
-            "eval_fraction",
-            "novel_fraction",
-            "dropout",
-            "label_smoothing",
-            "reverse_complement",
-            "crop",
-        ):
-            if not 0 <= getattr(self, key) <= 1:
-                raise ConfigError(f"{key} is {getattr(self, key)}; it is a share from 0 to 1")
+        shares = ("eval_fraction", "novel_fraction", "dropout", "label_smoothing")
+        check_shares(self, [*shares, "reverse_complement", "crop"])
         if not 0.95 <= self.identity <= 1:
             raise ConfigError(f"identity is {self.identity}; it is a share from 0.95 to 1")
         if self.consistency < 0:
@@ -219,8 +217,7 @@ class FinetuneConfig:
             raise ConfigError(
                 "rank_weights must be seven numbers of at least 0, kingdom to species"
             )
-        if self.learning_rate <= 0 or self.checkpoint_minutes <= 0 or self.max_grad_norm <= 0:
-            raise ConfigError("learning_rate, checkpoint_minutes and max_grad_norm must be above 0")
+        check_positive(self, ["learning_rate", "checkpoint_minutes", "max_grad_norm"])
 
 
 @dataclass(frozen=True)
@@ -265,13 +262,11 @@ class PretrainConfig:
 
     def __post_init__(self):
         """Normalise and check what needs no file and no device."""
-        inputs = [self.input] if isinstance(self.input, str | Path) else list(self.input)
-        object.__setattr__(self, "input", [str(item) for item in inputs])
+        set_list(self, "input")
         check_choices(self, {"device": ("auto", "cpu")})
         check_least(
             self, dict.fromkeys(("hidden", "layers", "heads", "batch_size", "max_steps"), 1)
         )
         if self.hidden % self.heads:
             raise ConfigError(f"hidden {self.hidden} is no multiple of heads {self.heads}")
-        if self.learning_rate <= 0 or self.num_epochs <= 0:
-            raise ConfigError("learning_rate and num_epochs must be above 0")
+        check_positive(self, ["learning_rate", "num_epochs"])

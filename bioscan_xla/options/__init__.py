@@ -1,0 +1,24 @@
+"""Options of all commands: a dataclass for each, every field with what it means.
+
+Input: values from a command line, a YAML or a call. Output: a checked, frozen config.
+Invariants: what needs no file and no device is checked here, and nothing heavy is imported.
+"""
+
+from .checks import DEFAULT_MODEL, DEVICES
+from .embedding import EmbedConfig, SearchConfig
+from .files import SampleConfig, SyncConfig
+from .plan import PlanEmbeddingConfig, PlanFinetuningConfig
+from .training import FinetuneConfig, PretrainConfig
+
+__all__ = [
+    "DEFAULT_MODEL",
+    "DEVICES",
+    "EmbedConfig",
+    "FinetuneConfig",
+    "PlanEmbeddingConfig",
+    "PlanFinetuningConfig",
+    "PretrainConfig",
+    "SampleConfig",
+    "SearchConfig",
+    "SyncConfig",
+]

@@ -1,0 +1,40 @@
+"""Options of the commands that copy and write files."""
+
+from dataclasses import dataclass
+
+from .checks import check_least
+
+
+@dataclass(frozen=True)
+class SyncConfig:
+    """Copy files and LanceDB tables from one place to another.
+
+    Run it again to go on after an interruption: what is there already is not copied again.
+    """
+
+    source: str
+    """A folder or file, gs://, s3://, or a remote of rclone (drive:folder)."""
+
+    destination: str
+    """A folder, gs://, s3://, or a remote of rclone; a copied file keeps its name."""
+
+    delete: bool = False
+    """Delete at the destination what the source does not have."""
+
+    dry_run: bool = False
+    """Only say what would be copied and deleted."""
+
+
+@dataclass(frozen=True)
+class SampleConfig:
+    """Write the built-in sample, some queries and a small model into a folder."""
+
+    folder: str
+    """Where to write `sample.parquet`, `query.fasta` and `model/`."""
+
+    num_sequences: int = 400
+    """Simulated sequences in the sample."""
+
+    def __post_init__(self):
+        """Check what needs no file."""
+        check_least(self, {"num_sequences": 1})

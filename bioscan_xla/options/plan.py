@@ -1,0 +1,36 @@
+"""Options of planning a run: those of the run, and the TPU it is planned for."""
+
+from dataclasses import dataclass
+
+from .embedding import EmbedConfig
+from .training import FinetuneConfig
+
+
+@dataclass(frozen=True)
+class PlanEmbeddingConfig(EmbedConfig):
+    """Compile the programs of an embedding run for a TPU that is not there.
+
+    Further options are those of `python -m bioscan_xla.embed`. Exit status: 0 if all programs fit,
+    3 if not, 1 after an error.
+    """
+
+    topology: str = "v5e-8"
+    """TPU slice to plan for: v3-8, v4-8, v5e-1, v5e-8 or v6e-8."""
+
+    json: bool = False
+    """Print JSON instead of a table."""
+
+
+@dataclass(frozen=True)
+class PlanFinetuningConfig(FinetuneConfig):
+    """Compile the training steps of a fine-tuning run for a TPU that is not there.
+
+    Further options are those of `launch/finetune.py`. Exit status: 0 if all programs fit, 3 if
+    not, 1 after an error.
+    """
+
+    topology: str = "v5e-8"
+    """TPU slice to plan for: v3-8, v4-8, v5e-1, v5e-8, v5e-16 or v6e-8."""
+
+    json: bool = False
+    """Print JSON instead of a table."""
