@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from .classify import run_classification_pipeline
     from .embed import run_embedding_pipeline
     from .finetune import run_finetuning_pipeline
     from .training.classifier import TaxonomyClassifier
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = [
     "__version__",
     "load_classifier",
+    "run_classification_pipeline",
     "run_embedding_pipeline",
     "run_finetuning_pipeline",
 ]
@@ -34,7 +36,11 @@ __all__ = [
 # wanted. Only encode/runtime.py starts it.
 os.environ.setdefault("USE_TORCH_XLA", "0")
 
-_HOMES = {"run_embedding_pipeline": ".embed", "run_finetuning_pipeline": ".finetune"}
+_HOMES = {
+    "run_classification_pipeline": ".classify",
+    "run_embedding_pipeline": ".embed",
+    "run_finetuning_pipeline": ".finetune",
+}
 _LANCEDB = "lancedb.embeddings"
 _FUNCTION = "bioscan_xla.table.embedding_function"
 

@@ -1,0 +1,232 @@
+"""Confidence, novelty and thresholds, fitted on references that were left out.
+
+Input: `Trials`, what was decided for left-out references and whether it was right.
+Output: a `Calibration`. Invariants: confidence never exceeds that of the rank above; at each
+threshold the precision that was asked for held on the trials, and at genus at most the remaining
+share of sequences of unknown genera got a name.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..reads.lineages import RANKS
+from .evidence import RANK_FEATURES
+
+GENUS = RANKS.index("genus")
+LENGTH_BANDS_BP = (150, 300, 600, 1200)
+"""Upper ends of the length bands that novelty is judged by; the last is open."""
+
+_FEWEST_TRIALS = 50
+_FEWEST_OF_A_KIND = 5
+_NEVER = 2.0  # a threshold that no confidence reaches
+_LEAST_THRESHOLD = 0.5  # a name that is more likely wrong than right is not kept
+
+
+@dataclass(frozen=True)
+class Trials:
+    """Left-out references, named as if they were queries.
+
+    Attributes:
+        features: (trials, ranks, features).
+        named: (trials, ranks) True where the decision has a name.
+        correct: (trials, ranks) 1 right, 0 wrong, -1 where the truth is not known.
+        novel: (trials, ranks) True where the true taxon was not among the references.
+        known: (trials, ranks) True where the true taxon is known at this rank.
+        length_bp: (trials,).
+    """
+
+    features: np.ndarray
+    named: np.ndarray
+    correct: np.ndarray
+    novel: np.ndarray
+    known: np.ndarray
+    length_bp: np.ndarray
+
+    def weights(self, novel_share: float) -> np.ndarray:
+        """Weight of each trial, so that those of unknown genera have `novel_share` of all."""
+        novel = self.novel[:, GENUS]
+        weights = np.ones(len(novel))
+        if novel.any() and not novel.all():
+            weights[novel] = novel_share / novel.sum() * len(novel)
+            weights[~novel] = (1 - novel_share) / (~novel).sum() * len(novel)
+        return weights
+
+
+@dataclass(frozen=True)
+class Logistic:
+    """A logistic regression on standardised features."""
+
+    mean: np.ndarray
+    scale: np.ndarray
+    coefficients: np.ndarray
+    intercept: float
+
+    def probability(self, features: np.ndarray) -> np.ndarray:
+        """(rows,) for features (rows, features)."""
+        scores = (features - self.mean) / self.scale @ self.coefficients + self.intercept
+        return 1 / (1 + np.exp(-np.clip(scores, -30, 30)))
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """All that turns evidence into confidence.
+
+    Attributes:
+        confidence: for each rank a model, None where there were too few trials.
+        novelty: for each rank the probability that the taxon is not among the references.
+        thresholds: (ranks,) least confidence of a name that is kept.
+        novelty_trust: for each length band the area under the ROC curve of the novelty score, NaN
+            where there were too few trials.
+        num_trials: left-out references it rests on.
+    """
+
+    confidence: tuple[Logistic | None, ...]
+    novelty: tuple[Logistic | None, ...]
+    thresholds: np.ndarray
+    novelty_trust: np.ndarray
+    num_trials: int
+
+    def confidences(self, features: np.ndarray, named: np.ndarray) -> np.ndarray:
+        """Confidence at each rank, NaN where there is no name, (rows, ranks).
+
+        Args:
+            features: (rows, ranks, features).
+            named: (rows, ranks).
+        """
+        result = np.full(named.shape, np.nan)
+        above = np.ones(len(named))
+        for rank, model in enumerate(self.confidence):
+            values = _probability(model, features[:, rank], default=_agreement(features[:, rank]))
+            above = np.where(named[:, rank], np.minimum(values, above), above)
+            result[named[:, rank], rank] = above[named[:, rank]]
+        return result
+
+    def novelties(self, features: np.ndarray) -> np.ndarray:
+        """Probability that the taxon at each rank is new, (rows, ranks), rising downwards."""
+        values = [
+            _probability(model, features[:, rank], default=np.zeros(len(features)))
+            for rank, model in enumerate(self.novelty)
+        ]
+        return np.maximum.accumulate(np.stack(values, axis=1), axis=1)
+
+
+def _probability(model: Logistic | None, features: np.ndarray, default: np.ndarray) -> np.ndarray:
+    return default if model is None else model.probability(features)
+
+
+def _agreement(features: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-features[:, RANK_FEATURES.index("agreement")]))
+
+
+def length_band(length_bp: np.ndarray) -> np.ndarray:
+    """Number of the length band of each length."""
+    return np.searchsorted(LENGTH_BANDS_BP, length_bp, side="left")
+
+
+def calibrate(
+    trials: Trials | None,
+    *,
+    novel_share: float,
+    precision: float,
+    fixed_thresholds: dict[str, float] | None = None,
+) -> Calibration:
+    """Fit confidence, novelty and thresholds.
+
+    Args:
+        trials: left-out references; None where there are too few to try.
+        novel_share: share of the queries that are expected to be of unknown genera.
+        precision: share of right names that is wanted among those kept.
+        fixed_thresholds: by rank, instead of what `precision` gives.
+    """
+    fixed = fixed_thresholds or {}
+    nothing: tuple[Logistic | None, ...] = (None,) * len(RANKS)
+    bands = len(LENGTH_BANDS_BP) + 1
+    if trials is None or len(trials.length_bp) < _FEWEST_TRIALS:
+        # Agreement of the votes is then the confidence.
+        thresholds = np.array([fixed.get(rank, precision) for rank in RANKS])
+        return Calibration(nothing, nothing, thresholds, np.full(bands, np.nan), 0)
+    weights = trials.weights(novel_share)
+    confidence, novelty = [], []
+    for rank in range(len(RANKS)):
+        rows = trials.named[:, rank] & (trials.correct[:, rank] >= 0)
+        confidence.append(
+            fit_logistic(
+                trials.features[rows, rank], trials.correct[rows, rank] == 1, weights[rows]
+            )
+        )
+        rows = trials.known[:, rank]
+        novelty.append(
+            fit_logistic(trials.features[rows, rank], trials.novel[rows, rank], weights[rows])
+        )
+    unfinished = Calibration(
+        tuple(confidence),
+        tuple(novelty),
+        np.zeros(len(RANKS)),
+        np.full(bands, np.nan),
+        len(weights),
+    )
+    scores = unfinished.confidences(trials.features, trials.named)
+    thresholds = np.array(
+        [
+            fixed.get(name, _threshold(trials, scores[:, rank], rank, weights, precision))
+            for rank, name in enumerate(RANKS)
+        ]
+    )
+    return Calibration(
+        tuple(confidence),
+        tuple(novelty),
+        thresholds,
+        _trust(trials, unfinished.novelties(trials.features)[:, GENUS]),
+        len(weights),
+    )
+
+
+def fit_logistic(features: np.ndarray, target: np.ndarray, weights: np.ndarray) -> Logistic | None:
+    """Fit a logistic model; where one outcome hardly occurs, a constant; None without rows."""
+    if len(target) < _FEWEST_TRIALS:
+        return None
+    mean, scale = features.mean(0), features.std(0)
+    scale = np.where(scale > 1e-9, scale, 1.0)
+    if min(target.sum(), (~target).sum()) < _FEWEST_OF_A_KIND:
+        rate = ((weights * target).sum() + 0.5) / (weights.sum() + 1)
+        return Logistic(mean, scale, np.zeros(len(mean)), float(np.log(rate / (1 - rate))))
+    from sklearn.linear_model import LogisticRegression
+
+    model = LogisticRegression(C=1.0, max_iter=1000)
+    model.fit((features - mean) / scale, target, sample_weight=weights)
+    return Logistic(mean, scale, model.coef_[0], float(model.intercept_[0]))
+
+
+def _threshold(
+    trials: Trials, scores: np.ndarray, rank: int, weights: np.ndarray, precision: float
+) -> float:
+    """The least confidence above which the precision held."""
+    rows = trials.named[:, rank] & (trials.correct[:, rank] >= 0)
+    if not rows.any():
+        return precision
+    order = np.argsort(-scores[rows], kind="stable")
+    values = scores[rows][order]
+    right = (weights * (trials.correct[:, rank] == 1))[rows][order]
+    held = np.cumsum(right) / np.cumsum(weights[rows][order]) >= precision
+    if rank == GENUS:
+        novel = trials.novel[:, GENUS]
+        named_novel = np.cumsum((weights * novel)[rows][order])
+        held &= named_novel <= (1 - precision) * max((weights * novel).sum(), 1e-9)
+    # Equal confidences are kept or cut together.
+    last = np.append(values[1:] < values[:-1], True)
+    good = np.flatnonzero(held & last)
+    return max(float(values[good[-1]]), _LEAST_THRESHOLD) if len(good) else _NEVER
+
+
+def _trust(trials: Trials, scores: np.ndarray) -> np.ndarray:
+    from sklearn.metrics import roc_auc_score
+
+    bands = length_band(trials.length_bp)
+    result = np.full(len(LENGTH_BANDS_BP) + 1, np.nan)
+    for band in range(len(result)):
+        rows = (bands == band) & trials.known[:, GENUS]
+        novel = trials.novel[rows, GENUS]
+        if min(novel.sum(), (~novel).sum()) >= _FEWEST_OF_A_KIND:
+            result[band] = roc_auc_score(novel, scores[rows])
+    return result

@@ -1,0 +1,295 @@
+"""A Darwin Core archive: occurrences of sequences in samples, with the DNA-derived extension.
+
+Input: classified rows, counts, samples, identifiers of known taxa. Output: `dwca.zip`.
+Invariants: every occurrence has the terms that GBIF and OBIS require; a sample without position or
+date, and a negative control, makes no occurrence and is counted; an unknown name is
+`incertae sedis`, and what the classifier said stands in verbatimIdentification.
+
+Reference: https://docs.gbif.org/publishing-dna-derived-data and https://manual.obis.org/dna_data
+"""
+
+import csv
+import hashlib
+import io
+import tempfile
+import zipfile
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from xml.sax.saxutils import escape, quoteattr
+
+import numpy as np
+
+from ..errors import InputError
+from ..reads.lineages import RANKS
+from .counts import Counts, Sample
+from .formats import Row, known_part, names_of
+from .record import lineage_text
+
+_DWC = "http://rs.tdwg.org/dwc/terms/"
+_GBIF = "http://rs.gbif.org/terms/"
+_MIXS = "https://w3id.org/mixs/"
+
+CORE = (
+    "occurrenceID",
+    "eventID",
+    "basisOfRecord",
+    "occurrenceStatus",
+    "eventDate",
+    "decimalLatitude",
+    "decimalLongitude",
+    "geodeticDatum",
+    "minimumDepthInMeters",
+    "maximumDepthInMeters",
+    "scientificName",
+    "scientificNameID",
+    "taxonRank",
+    "kingdom",
+    "phylum",
+    "class",
+    "order",
+    "family",
+    "genus",
+    "taxonID",
+    "verbatimIdentification",
+    "identificationRemarks",
+    "organismQuantity",
+    "organismQuantityType",
+    "sampleSizeValue",
+    "sampleSizeUnit",
+    "materialSampleID",
+)
+"""Terms of the occurrence core, all of the namespace http://rs.tdwg.org/dwc/terms/."""
+
+EXTENSION = {
+    "DNA_sequence": f"{_GBIF}dna_sequence",
+    "target_gene": f"{_MIXS}0000044",
+    "target_subfragment": f"{_MIXS}0000045",
+    "pcr_primer_forward": f"{_GBIF}pcr_primer_forward",
+    "pcr_primer_reverse": f"{_GBIF}pcr_primer_reverse",
+    "pcr_primer_name_forward": f"{_GBIF}pcr_primer_name_forward",
+    "pcr_primer_name_reverse": f"{_GBIF}pcr_primer_name_reverse",
+    "pcr_primer_reference": f"{_GBIF}pcr_primer_reference",
+    "seq_meth": f"{_MIXS}0000050",
+    "otu_class_appr": f"{_MIXS}0000085",
+    "otu_seq_comp_appr": f"{_MIXS}0000086",
+    "otu_db": f"{_MIXS}0000087",
+    "env_broad_scale": f"{_MIXS}0000012",
+    "env_local_scale": f"{_MIXS}0000013",
+    "env_medium": f"{_MIXS}0000014",
+}
+"""Terms of the DNA-derived extension and their URIs."""
+
+_ROW_TYPE = f"{_GBIF}1.0/DNADerivedData"
+_INCERTAE_SEDIS = ("incertae sedis", "urn:lsid:marinespecies.org:taxname:12")
+_READS = "DNA sequence reads"
+
+
+def read_known_taxa(path: str) -> dict[str, str]:
+    """Identifiers by name, of a CSV or TSV.
+
+    The name is in `scientificName`, `name` or `taxon`; the identifier in `scientificNameID`,
+    `AphiaID` (WoRMS) or `taxonKey` (GBIF).
+
+    Raises:
+        InputError: it cannot be read or lacks a column.
+    """
+    if not Path(path).is_file():
+        raise InputError(f"{path}: no such file; check the path of --known-taxa")
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        delimiter = "\t" if "\t" in file.readline() else ","
+        file.seek(0)
+        reader = csv.DictReader(file, delimiter=delimiter)
+        columns = {name.lower(): name for name in reader.fieldnames or ()}
+        name = next((columns[n] for n in ("scientificname", "name", "taxon") if n in columns), None)
+        makes = {
+            "scientificnameid": "{}",
+            "aphiaid": "urn:lsid:marinespecies.org:taxname:{}",
+            "taxonkey": "https://www.gbif.org/species/{}",
+        }
+        key = next((k for k in makes if k in columns), None)
+        if name is None or key is None:
+            raise InputError(
+                f"{path}: needs a column scientificName and one of scientificNameID, AphiaID or "
+                f"taxonKey; it has {', '.join(reader.fieldnames or ()) or 'no header'}"
+            )
+        rows = [(row[name] or "", (row[columns[key]] or "").strip()) for row in reader]
+    return {taxon.strip(): makes[key].format(found) for taxon, found in rows if found}
+
+
+def write_archive(
+    path: Path,
+    rows: Iterable[Row],
+    counts: Counts,
+    samples: Sequence[Sample],
+    *,
+    method: str,
+    reference: str,
+    known_taxa: Mapping[str, str],
+    target_gene: str | None,
+    title: str,
+) -> dict[str, int]:
+    """Write the archive.
+
+    Returns:
+        `occurrences` written, and how many were left out: `of_controls`, and `without_place`
+        (sample without position or date).
+    """
+    places = counts.rows()
+    matrix = counts.matrix
+    totals = np.asarray(matrix.sum(0)).ravel()
+    tally = {"occurrences": 0, "of_controls": 0, "without_place": 0}
+    with ExitStack() as files:
+        archive = files.enter_context(zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED))
+        # A zip takes one file at a time.
+        extension = files.enter_context(
+            tempfile.NamedTemporaryFile("w", encoding="utf-8", newline="", dir=path.parent)
+        )
+        write_extension = csv.writer(extension, delimiter="\t", lineterminator="\n")
+        write_extension.writerow(["coreid", *EXTENSION])
+        with io.TextIOWrapper(archive.open("occurrence.txt", "w"), "utf-8", newline="") as core:
+            write_core = csv.writer(core, delimiter="\t", lineterminator="\n")
+            write_core.writerow(CORE)
+            for row in rows:
+                place = places.get(row["sequence_id"], places.get(row["dna_sequence"]))
+                if place is None:
+                    continue
+                taxon = _taxon(row, known_taxa, method, reference)
+                for at in range(matrix.indptr[place], matrix.indptr[place + 1]):
+                    sample = samples[matrix.indices[at]]
+                    total = int(totals[matrix.indices[at]])
+                    reason = _reason_to_leave_out(sample)
+                    if reason:
+                        tally[reason] += 1
+                        continue
+                    tally["occurrences"] += 1
+                    found = (
+                        taxon
+                        | _event(sample)
+                        | {
+                            "occurrenceID": f"{sample.name}:{taxon['taxonID']}",
+                            "organismQuantity": int(matrix.data[at]),
+                            "sampleSizeValue": total,
+                        }
+                    )
+                    write_core.writerow([_cell(found.get(term)) for term in CORE])
+                    dna = _dna(row, sample, method, reference, target_gene)
+                    write_extension.writerow(
+                        [found["occurrenceID"], *[_cell(dna.get(term)) for term in EXTENSION]]
+                    )
+        extension.flush()
+        archive.write(extension.name, "dnaderiveddata.txt")
+        archive.writestr("meta.xml", _meta())
+        archive.writestr("eml.xml", _eml(title, method, reference))
+    return tally
+
+
+def _cell(value: object) -> str:
+    return "" if value is None else " ".join(str(value).split())
+
+
+def _reason_to_leave_out(sample: Sample) -> str | None:
+    if sample.is_control:
+        return "of_controls"
+    if sample.latitude is None or sample.longitude is None or sample.date is None:
+        return "without_place"
+    return None
+
+
+def _taxon(row: Row, known_taxa: Mapping[str, str], method: str, reference: str) -> dict:
+    names = known_part(names_of(row))
+    name, identifier = (names[-1], known_taxa.get(names[-1] or "")) if names else _INCERTAE_SEDIS
+    said = lineage_text(names_of(row, "best_"))
+    confidence = row["confidence"]
+    hit = row["hits"][0] if row["hits"] else None
+    remarks = [method]
+    remarks.append(
+        f"confidence {confidence:.2f} at {row['assigned_rank']}"
+        if confidence is not None
+        else "no rank holds the confidence asked for"
+    )
+    if hit:
+        remarks.append(
+            f"nearest {hit['reference_id']}, identity {100 * hit['identity']:.1f} %, "
+            f"coverage {100 * hit['query_coverage']:.0f} %"
+        )
+    if row["novelty_statement"]:
+        remarks.append(row["novelty_statement"])
+    remarks.append(f"against {reference}")
+    return {
+        "basisOfRecord": "MaterialSample",
+        "occurrenceStatus": "present",
+        "geodeticDatum": "WGS84",
+        "scientificName": name,
+        "scientificNameID": identifier,
+        "taxonRank": row["assigned_rank"],
+        **{rank: row[rank] for rank in RANKS[:-1]},
+        "taxonID": "ASV:" + hashlib.md5(row["dna_sequence"].encode()).hexdigest(),
+        "verbatimIdentification": said or "unidentified",
+        "identificationRemarks": "; ".join(remarks),
+        "organismQuantityType": _READS,
+        "sampleSizeUnit": _READS,
+    }
+
+
+def _event(sample: Sample) -> dict:
+    return {
+        "eventID": sample.name,
+        "eventDate": sample.date,
+        "decimalLatitude": sample.latitude,
+        "decimalLongitude": sample.longitude,
+        "minimumDepthInMeters": sample.min_depth_m,
+        "maximumDepthInMeters": sample.max_depth_m,
+        "materialSampleID": sample.fields.get("materialSampleID") or sample.fields.get("samp_name"),
+    }
+
+
+def _dna(row: Row, sample: Sample, method: str, reference: str, target_gene: str | None) -> dict:
+    told = {term: sample.fields.get(term) for term in EXTENSION}
+    return told | {
+        "DNA_sequence": row["dna_sequence"],
+        "target_gene": target_gene or told["target_gene"],
+        "otu_seq_comp_appr": method,
+        "otu_db": reference,
+    }
+
+
+def _meta() -> str:
+    def fields(terms: Iterable[str]) -> str:
+        return "\n".join(
+            f'    <field index="{at}" term={quoteattr(term)}/>' for at, term in enumerate(terms, 1)
+        )
+
+    head = (
+        'encoding="UTF-8" fieldsTerminatedBy="\\t" linesTerminatedBy="\\n" fieldsEnclosedBy=\'"\''
+    )
+    core = "\n".join(
+        f'    <field index="{at}" term={quoteattr(_DWC + term)}/>' for at, term in enumerate(CORE)
+    )
+    return f"""<?xml version="1.0" encoding="UTF-8"?>
+<archive xmlns="http://rs.tdwg.org/dwc/text/" metadata="eml.xml">
+  <core {head} ignoreHeaderLines="1" rowType="{_DWC}Occurrence">
+    <files><location>occurrence.txt</location></files>
+    <id index="0"/>
+{core}
+  </core>
+  <extension {head} ignoreHeaderLines="1" rowType="{_ROW_TYPE}">
+    <files><location>dnaderiveddata.txt</location></files>
+    <coreid index="0"/>
+{fields(EXTENSION.values())}
+  </extension>
+</archive>
+"""
+
+
+def _eml(title: str, method: str, reference: str) -> str:
+    return f"""<?xml version="1.0" encoding="UTF-8"?>
+<eml:eml xmlns:eml="https://eml.ecoinformatics.org/eml-2.2.0"
+  packageId="bioscan_xla" system="local">
+  <dataset>
+    <title>{escape(title)}</title>
+    <abstract><para>Occurrences of DNA sequences. Names by {escape(method)} against \
+{escape(reference)}.</para></abstract>
+  </dataset>
+</eml:eml>
+"""

@@ -1,0 +1,152 @@
+"""The classified rows on disk: parts that are their own journal, and the file they become.
+
+Input: tables of `record.SCHEMA`. Output: `classified.parquet`, and which rows are done.
+Invariants: a part is written whole or not at all, so a run that was killed at any moment finds in
+the parts what remains to be done, and each record is there once.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ..errors import ConfigError
+from .record import SCHEMA
+
+FILE = "classified.parquet"
+_PARTS = "parts"
+_SETTINGS = "settings.json"
+
+
+class Journal:
+    """The rows of one output folder."""
+
+    def __init__(self, folder: str | Path, settings: Mapping[str, str]):
+        """Open or begin.
+
+        Args:
+            folder: of all results.
+            settings: all that decides what a row says.
+
+        Raises:
+            ConfigError: the folder holds rows that were made with other settings; the message
+                shows the difference.
+        """
+        self.folder = Path(folder)
+        self._parts = self.folder / _PARTS
+        try:
+            self._parts.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                f"{folder}: cannot be made ({error.strerror}); name another folder with --output"
+            ) from error
+        path = self.folder / _SETTINGS
+        if path.is_file() and (self._files() or (self.folder / FILE).exists()):
+            old = json.loads(path.read_text(encoding="utf-8"))
+            lines = [
+                f"  {key}: the folder has {old.get(key)!r}, this run has {settings.get(key)!r}"
+                for key in sorted({*old, *settings})
+                if old.get(key) != settings.get(key)
+            ]
+            if lines:
+                raise ConfigError(
+                    f"{folder}: holds results that were made in another way:\n"
+                    + "\n".join(lines)
+                    + "\nUse the same options, or another --output"
+                )
+        _write_whole(path, lambda to: to.write_text(json.dumps(dict(settings), indent=1) + "\n"))
+        self._drop_what_was_joined()
+        self._next = max((int(file.stem.split("-")[1]) for file in self._files()), default=-1) + 1
+
+    def _files(self) -> list[Path]:
+        return sorted(self._parts.glob("part-*.parquet"))
+
+    def _all(self) -> list[Path]:
+        whole = self.folder / FILE
+        return ([whole] if whole.exists() else []) + self._files()
+
+    def _drop_what_was_joined(self) -> None:
+        """Parts whose rows are in the file already: the last run was killed while tidying up."""
+        whole = self.folder / FILE
+        if not whole.exists():
+            return
+        done = _rows_of([whole])
+        for part in self._files():
+            first = pq.read_table(part, columns=["source", "row"]).slice(0, 1).to_pylist()
+            if not first or first[0]["row"] in done.get(first[0]["source"], set()):
+                part.unlink()
+
+    def done(self) -> dict[str, np.ndarray]:
+        """For each source, a bool by row."""
+        result = {}
+        for source, rows in _rows_of(self._all()).items():
+            result[source] = np.zeros(max(rows) + 1, bool)
+            result[source][list(rows)] = True
+        return result
+
+    def ids(self) -> Iterator[list[str]]:
+        """All ids, some thousand at a time."""
+        for path in self._all():
+            for batch in pq.ParquetFile(path).iter_batches(1 << 14, columns=["sequence_id"]):
+                yield batch["sequence_id"].to_pylist()
+
+    def append(self, rows: pa.Table) -> None:
+        """Add rows in one atomic step."""
+        if len(rows):
+            path = self._parts / f"part-{self._next:06d}.parquet"
+            _write_whole(path, lambda to: pq.write_table(rows, to, compression="zstd"))
+            self._next += 1
+
+    def join(self, complete: Callable[[pa.Table], pa.Table]) -> int:
+        """Make `classified.parquet` of all rows, in the order they were named.
+
+        Args:
+            complete: is given some rows at a time and fills in their counts.
+
+        Returns:
+            The number of rows.
+        """
+        files = self._all()
+        num_rows = 0
+
+        def write(path: Path) -> None:
+            nonlocal num_rows
+            with pq.ParquetWriter(path, SCHEMA, compression="zstd") as writer:
+                for file in files:
+                    for batch in pq.ParquetFile(file).iter_batches(4096):
+                        rows = complete(pa.Table.from_batches([batch]).cast(SCHEMA))
+                        num_rows += len(rows)
+                        writer.write_table(rows)
+
+        _write_whole(self.folder / FILE, write)
+        for part in self._files():
+            part.unlink()
+        self._parts.rmdir()
+        return num_rows
+
+
+def _rows_of(files: list[Path]) -> dict[str, set[int]]:
+    result: dict[str, set[int]] = {}
+    for path in files:
+        for batch in pq.ParquetFile(path).iter_batches(1 << 16, columns=["source", "row"]):
+            sources = batch["source"].dictionary_encode()
+            codes, numbers = sources.indices.to_numpy(), batch["row"].to_numpy()
+            for code, source in enumerate(sources.dictionary.to_pylist()):
+                result.setdefault(source, set()).update(numbers[codes == code].tolist())
+    return result
+
+
+def _write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    temporary = path.with_name(f".{path.name}.part")
+    write(temporary)
+    os.replace(temporary, path)
+
+
+def read_rows(folder: str | Path, columns: list[str] | None = None) -> Iterator[dict]:
+    """Rows of `classified.parquet`, one at a time."""
+    for batch in pq.ParquetFile(Path(folder) / FILE).iter_batches(1024, columns=columns):
+        yield from batch.to_pylist()

@@ -1,0 +1,134 @@
+"""Options of classify."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import ConfigError
+from ..options import check_choices, check_least
+from ..reads.lineages import RANKS
+
+
+@dataclass(frozen=True)
+class ClassifyConfig:
+    """Name sequences by their nearest references, with the evidence beside each name.
+
+    Run it again with the same options to resume: what is named is not computed again.
+    """
+
+    input: list[str] | str = ()  # type: ignore[assignment]
+    """Sequences to name: Parquet, FASTA or FASTQ; files, a glob, a folder or a URL."""
+
+    reference: str = ""
+    """Labelled sequences: a database made by embed, or a FASTA or Parquet file."""
+
+    output: str = "classified"
+    """Folder for the results."""
+
+    model: str | None = None
+    """Encoder (a folder or Hugging Face id) for candidates by vector; by default the one that
+    made the reference table. Without either, candidates are found by shared 8-mers alone."""
+
+    reference_table: str = "embeddings"
+    """Table of the reference database."""
+
+    reference_name: str | None = None
+    """What to call the reference in the results; by default its file name."""
+
+    reference_version: str | None = None
+    """Version of the reference, for the results."""
+
+    reference_columns: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Column names of the reference file, where they differ: {dna_sequence: seq}."""
+
+    header_taxonomy: str | None = None
+    """Lineage in the FASTA headers of the reference: sintax or silva."""
+
+    candidates: str = "both"
+    """vector, kmer or both: how candidates are found."""
+
+    num_candidates: int = 50
+    """Candidates by each way."""
+
+    strand: str = "both"
+    """both (the better one is taken and recorded), plus or minus."""
+
+    min_coverage: float = 0.7
+    """Share of the shorter sequence that an alignment must cover to be evidence."""
+
+    precision: float = 0.95
+    """A name is kept at a rank where this share of such names is right."""
+
+    threshold: dict[str, float] = dataclasses.field(default_factory=dict)
+    """Least confidence by rank, instead of what precision gives: {genus: 0.8}."""
+
+    novel_share: float = 0.2
+    """Share of the sequences that you expect to be of genera that the reference lacks."""
+
+    num_trials: int = 1500
+    """References left out and named, to calibrate confidence."""
+
+    table: str | None = None
+    """Counts of each sequence by sample: TSV (QIIME 2, DADA2) or BIOM 2.1."""
+
+    samples: list[str] = ()  # type: ignore[assignment]
+    """Sample metadata, TSV or CSV, FAIRe or plain; a second file may link libraries to samples."""
+
+    remove_controls: bool = False
+    """Leave negative controls out of the counts; by default they are kept and flagged."""
+
+    known_taxa: str | None = None
+    """CSV of names with WoRMS or GBIF identifiers, used offline."""
+
+    target_gene: str | None = None
+    """Marker, such as 12S rRNA; for the Darwin Core archive where the metadata have none."""
+
+    columns: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Column names of the input, where they differ."""
+
+    min_length_bp: int = 20
+    """Shorter sequences are set aside."""
+
+    max_n_fraction: float = 0.5
+    """Sequences with a larger share of N are set aside."""
+
+    device: str = "auto"
+    """Where the model runs: auto, xla, cuda or cpu."""
+
+    dtype: str | None = None
+    """bfloat16 or float32; by default bfloat16 where the device multiplies it natively."""
+
+    def __post_init__(self):
+        """Normalise and check what needs no file and no device."""
+        for name in ("input", "samples"):
+            value = getattr(self, name)
+            items = [value] if isinstance(value, str | Path) else list(value)
+            object.__setattr__(self, name, [str(item) for item in items])
+        check_choices(
+            self,
+            {
+                "candidates": ("vector", "kmer", "both"),
+                "strand": ("both", "plus", "minus"),
+                "header_taxonomy": (None, "sintax", "silva"),
+                "device": ("auto", "xla", "cuda", "cpu"),
+                "dtype": (None, "bfloat16", "float32"),
+            },
+        )
+        check_least(self, {"num_candidates": 1, "num_trials": 0, "min_length_bp": 1})
+        for name in ("min_coverage", "precision", "novel_share", "max_n_fraction"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it is a share from 0 to 1")
+        for rank, value in self.threshold.items():
+            if rank not in RANKS:
+                raise ConfigError(f"threshold names {rank!r}; ranks are {', '.join(RANKS)}")
+            if not 0 <= value <= 1:
+                raise ConfigError(f"threshold of {rank} is {value}; it is a share from 0 to 1")
+        if not self.reference:
+            raise ConfigError(
+                "no reference was named; pass --reference with a database made by embed or a "
+                "labelled FASTA or Parquet file"
+            )
+        if self.samples and not self.table:
+            raise ConfigError("samples belong to the columns of a count table; pass --table too")
+        if self.remove_controls and not self.samples:
+            raise ConfigError("which samples are controls is told by --samples; pass it too")

@@ -1,0 +1,208 @@
+"""The references: labelled sequences that queries are compared with.
+
+Input: a LanceDB table made by embed, or labelled FASTA or Parquet. Output: a `Reference`.
+Invariants: sequences are cleaned as the reader cleans them; a reference without any usable name is
+left out and counted; the content hash depends on ids, sequences and lineages alone.
+"""
+
+import hashlib
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import InputError, TableError
+from ..reads.files import metadata_schema
+from ..reads.inputs import expand_inputs, is_remote
+from ..reads.labels import UNKNOWN, Conflict
+from ..reads.lineages import RANKS, Lineage
+from ..reads.raw import ReadOptions
+from ..reads.records import clean_sequences, read_chunks
+from ..table.neighbours import open_table, read_fingerprint
+from .tree import LineageTree, build_tree
+
+log = logging.getLogger(__name__)
+
+_CHUNK_ROWS = 8192
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Labelled sequences.
+
+    Attributes:
+        name: what to call it.
+        version: of the LanceDB table, or what the user says; empty where neither is known.
+        content_hash: SHA-256 of ids, sequences and lineages.
+        ids: (references,).
+        sequences: (references,) cleaned.
+        lineages: (references,) as they were given.
+        tree: of all lineages.
+        leaves: (references,) leaf of each in the tree.
+        conflicts: names with several sets of ancestors.
+        num_left_out: records without a usable name or sequence.
+        vectors: (references, hidden) of length 1, None where there are none.
+        fingerprint: of the encoder that made the vectors.
+    """
+
+    name: str
+    version: str
+    content_hash: str
+    ids: list[str]
+    sequences: list[str]
+    lineages: list[Lineage]
+    tree: LineageTree
+    leaves: np.ndarray
+    conflicts: list[Conflict]
+    num_left_out: int
+    vectors: np.ndarray | None = None
+    fingerprint: dict[str, str] | None = None
+
+    def with_vectors(self, vectors: np.ndarray, fingerprint: dict[str, str]) -> "Reference":
+        """The same with vectors."""
+        return replace(self, vectors=unit(vectors), fingerprint=fingerprint)
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    """Vectors of length 1, float32."""
+    vectors = np.asarray(vectors, np.float32)
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+
+
+def is_table(reference: str) -> bool:
+    """True where the reference is a LanceDB database rather than a file of sequences."""
+    if is_remote(reference):
+        return not any(
+            reference.lower().removesuffix(".gz").endswith(ending)
+            for ending in (".parquet", ".pq", ".fasta", ".fa", ".fna", ".fas")
+        )
+    return os.path.isdir(reference) and any(Path(reference).glob("*.lance"))
+
+
+def load_reference(
+    reference: str,
+    *,
+    table: str = "embeddings",
+    name: str | None = None,
+    version: str | None = None,
+    columns: dict[str, str] | None = None,
+    header_taxonomy: str | None = None,
+) -> Reference:
+    """Read the references.
+
+    Args:
+        reference: database, or file of sequences.
+        table: of the database.
+        name: what to call it; by default the file's name.
+        version: what the user calls it.
+        columns: our column name to the file's.
+        header_taxonomy: how FASTA headers write the lineage; by default as the file shows.
+
+    Raises:
+        InputError: it cannot be read or holds no labelled sequence.
+        TableError: no such table, or it holds no sequences.
+    """
+    vectors, fingerprint = None, None
+    if is_table(reference):
+        ids, sequences, lineages, vectors, fingerprint, found_version = _from_table(
+            reference, table
+        )
+        version = version or found_version
+    else:
+        ids, sequences, lineages = _from_files(reference, columns or {}, header_taxonomy)
+    tree, leaves, conflicts = build_tree(lineages)
+    kept = np.flatnonzero(leaves != UNKNOWN)
+    num_left_out = len(ids) - len(kept)
+    if not len(kept):
+        raise InputError(
+            f"{reference}: none of its {len(ids):,} sequences has a lineage; a reference needs the "
+            f"columns {', '.join(RANKS)}, or FASTA headers with a lineage (--header-taxonomy "
+            "sintax or silva)"
+        )
+    if num_left_out:
+        log.warning("%s: %d records without a usable name are left out", reference, num_left_out)
+        ids = [ids[at] for at in kept]
+        sequences = [sequences[at] for at in kept]
+        lineages = [lineages[at] for at in kept]
+    plain = os.path.basename(os.path.normpath(reference))
+    result = Reference(
+        name or plain,
+        version or "",
+        _hash(ids, sequences, lineages),
+        ids,
+        sequences,
+        lineages,
+        tree,
+        leaves[kept],
+        conflicts,
+        num_left_out,
+    )
+    if vectors is not None:
+        result = result.with_vectors(vectors[kept], fingerprint or {})
+    return result
+
+
+def _hash(ids: Sequence[str], sequences: Sequence[str], lineages: Sequence[Lineage]) -> str:
+    digest = hashlib.sha256()
+    for row in zip(ids, sequences, lineages, strict=True):
+        names = ";".join(name or "" for name in row[2])
+        digest.update(f"{row[0]}\t{row[1]}\t{names}\n".encode())
+    return digest.hexdigest()
+
+
+def _from_table(
+    uri: str, name: str
+) -> tuple[list[str], list[str], list[Lineage], np.ndarray, dict[str, str], str]:
+    table = open_table(uri, name)
+    missing = {"dna_sequence", *RANKS} - set(table.schema.names)
+    if missing:
+        raise TableError(
+            f"{uri}: the table {name!r} has no column {sorted(missing)[0]!r}; a reference needs "
+            "sequences and lineages: embed it again from a labelled file, with --store-sequences"
+        )
+    ids: list[str] = []
+    sequences: list[str] = []
+    lineages: list[Lineage] = []
+    parts = []
+    wanted = ["sequence_id", "dna_sequence", *RANKS, "vector"]
+    hidden = table.schema.field("vector").type.list_size
+    for batch in table.search().select(wanted).to_batches(_CHUNK_ROWS):
+        ids += batch["sequence_id"].to_pylist()
+        sequences += batch["dna_sequence"].to_pylist()
+        lineages += zip(*(batch[rank].to_pylist() for rank in RANKS), strict=True)
+        values = batch["vector"].flatten().to_numpy(zero_copy_only=False)
+        parts.append(values.astype(np.float32).reshape(-1, hidden))
+    vectors = np.concatenate(parts) if parts else np.zeros((0, hidden), np.float32)
+    order = sorted(range(len(ids)), key=ids.__getitem__)  # rows move when a table is compacted
+    return (
+        [ids[at] for at in order],
+        clean_sequences([sequences[at] for at in order])[0],
+        [lineages[at] for at in order],
+        vectors[order],
+        read_fingerprint(table),
+        f"table version {table.version}",
+    )
+
+
+def _from_files(
+    reference: str, columns: dict[str, str], header_taxonomy: str | None
+) -> tuple[list[str], list[str], list[Lineage]]:
+    sources = expand_inputs(reference)
+    options = ReadOptions(columns=columns, header_taxonomy=header_taxonomy, chunk_rows=_CHUNK_ROWS)
+    ids: list[str] = []
+    sequences: list[str] = []
+    lineages: list[Lineage] = []
+    rejected = 0
+    for chunk in read_chunks(sources, options, metadata_schema(sources, options)):
+        ids += chunk.ids
+        sequences += chunk.sequences
+        lineages += zip(*(chunk.metadata[rank].to_pylist() for rank in RANKS), strict=True)
+        rejected += len(chunk.rejected)
+        for item in chunk.rejected[:3]:
+            log.warning("reference %s, row %d: %s", item.source, item.row, item.reason)
+    if rejected:
+        log.warning("%s: %d records cannot be used as references", reference, rejected)
+    return ids, sequences, lineages

@@ -1,0 +1,101 @@
+"""Vectors of queries and references by one encoder.
+
+Input: the model that was asked for, or the reference table's own. Output: an encoder, and the
+reference with vectors of that encoder. Invariants: queries and references are never compared by
+vectors of two encoders; vectors of a file are computed once and kept beside it.
+"""
+
+import hashlib
+import json
+import logging
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..encode.fingerprint import compare
+from ..errors import ModelError
+from .options import ClassifyConfig
+from .reference import Reference
+
+if TYPE_CHECKING:
+    from ..encode.encoder import Encoder
+
+log = logging.getLogger(__name__)
+
+
+def prepare_vectors(
+    config: ClassifyConfig, reference: Reference
+) -> tuple["Encoder | None", Reference]:
+    """Load the encoder, and give the reference vectors of it.
+
+    Returns:
+        None and a reference without vectors where only words are to be used.
+
+    Raises:
+        ModelError: the model cannot be loaded, or vectors were asked for and there is none.
+    """
+    if config.candidates == "kmer" or (config.model is None and reference.vectors is None):
+        if config.candidates == "vector":
+            raise ModelError(
+                "candidates by vector need a model: pass --model, or a reference table made by "
+                "embed, or take --candidates kmer"
+            )
+        log.info("candidates are found by shared 8-mers; no model is used")
+        return None, replace(reference, vectors=None)
+    encoder = _load(config, reference)
+    made_by = reference.fingerprint or {}
+    if reference.vectors is not None and not compare(made_by, encoder.fingerprint).different:
+        return encoder, reference
+    if reference.vectors is not None:
+        log.info("the reference table was made by another model; its sequences are embedded anew")
+    vectors = _kept_vectors(encoder, reference, cache_folder(config))
+    return encoder, reference.with_vectors(vectors, dict(encoder.fingerprint))
+
+
+def _load(config: ClassifyConfig, reference: Reference) -> "Encoder":
+    if config.model is None:
+        from ..table.embedding_function import load_as
+
+        return load_as(reference.fingerprint or {}, device=config.device)
+    from ..encode.encoder import load_encoder
+    from ..encode.model_files import adapter_base
+    from ..encode.runtime import open_device
+
+    device = open_device(config.device, config.dtype)
+    base, revision = adapter_base(config.model) if Path(config.model).is_dir() else (None, None)
+    if base is not None:  # the output folder of fine-tuning
+        return load_encoder(base, device=device, revision=revision, adapter=config.model)
+    return load_encoder(config.model, device=device)
+
+
+def cache_folder(config: ClassifyConfig) -> Path:
+    """Where what belongs to a reference is kept: beside it, else in the output folder."""
+    beside = Path(config.reference.rstrip("/") + ".classify")
+    if "://" not in config.reference and os.access(beside.parent, os.W_OK):
+        return beside
+    return Path(config.output) / "reference"
+
+
+def _kept_vectors(encoder: "Encoder", reference: Reference, folder: Path) -> np.ndarray:
+    from ..encode.inference import embed_sequences
+
+    key = hashlib.sha256(
+        json.dumps(
+            [reference.content_hash, dict(encoder.fingerprint)],
+            sort_keys=True,
+        ).encode()
+    ).hexdigest()[:16]
+    path = folder / f"vectors-{key}.npy"
+    if path.is_file():
+        return np.load(path)
+    log.info("embedding %d references, once", len(reference.ids))
+    vectors = embed_sequences(encoder, reference.sequences).astype(np.float16)
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".part")
+    with open(temporary, "wb") as file:
+        np.save(file, vectors)
+    os.replace(temporary, path)
+    return vectors

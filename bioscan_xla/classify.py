@@ -1,0 +1,110 @@
+"""Name sequences: `python -m bioscan_xla.classify --input F --reference DB --output DIR`.
+
+Input: a config. Output: the folder of results, and a summary. Invariants: run again after any
+interruption, it goes on where it stopped.
+"""
+
+import logging
+import shlex
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from .classification.options import ClassifyConfig
+from .cli import check_keys, parse
+from .errors import BioscanError
+from .reads.lineages import RANKS
+
+
+def run_classification_pipeline(
+    input: str | Sequence[str], reference: str, output: str, **options: Any
+) -> dict[str, Any]:
+    """Name sequences.
+
+    Args:
+        input: Parquet, FASTA, FASTQ; globs, folders, URLs.
+        reference: database made by embed, or labelled FASTA or Parquet.
+        output: folder for the results.
+        **options: any other field of `bioscan_xla.classification.options.ClassifyConfig`.
+
+    Returns:
+        What `run.json` holds: `classified` (records), `read`, `rejected` (by reason), `named` (by
+        rank), `novel`, `tied`, `reversed`, `thresholds`, `novelty_trust`, `reference`, `model`,
+        `method`, `controls` and `darwin_core` where counts were given, `seconds`, `interrupted`.
+
+    Raises:
+        BioscanError: one of its kinds, each with what, where and the remedy.
+    """
+    from .classification.run import classify
+
+    check_keys(ClassifyConfig, list(options), "run_classification_pipeline")
+    return classify(
+        ClassifyConfig(input=input, reference=reference, output=output, **options)  # type: ignore
+    )
+
+
+def summary(config: ClassifyConfig, result: dict[str, Any]) -> str:
+    """What a person wants to know at the end."""
+    if result["interrupted"]:
+        return (
+            f"interrupted; what was named is kept in {config.output}. Run the same command to go on"
+        )
+    total = result["classified"]
+    lines = [
+        f"{total:,} sequences against {result['reference']['sequences']:,} of "
+        f"{result['reference']['name']} in {result['seconds']:.1f} s ({result['method']})",
+        "named: " + ", ".join(f"{rank} {result['named'][rank]:,}" for rank in RANKS),
+        "least confidence: "
+        + ", ".join(f"{rank} {result['thresholds'][rank]:.2f}" for rank in RANKS),
+    ]
+    if not result["calibration_trials"]:
+        lines.append("the reference is too small to calibrate: confidence is the share of votes")
+    lines.append(
+        f"{result['novel']:,} look new, {result['tied']:,} have equally good lineages, "
+        f"{result['reversed']:,} were on the other strand"
+    )
+    if result["rejected"]:
+        reasons = ", ".join(f"{name} ({count:,})" for name, count in result["rejected"].items())
+        lines.append(f"set aside in rejected.parquet: {reasons}")
+    if controls := result.get("controls"):
+        what = "removed" if controls["removed"] else "kept and flagged"
+        lines.append(
+            f"{controls['samples']:,} negative controls, {what}; "
+            f"{controls['sequences']:,} sequences occur in controls"
+        )
+    if archive := result.get("darwin_core"):
+        lines.append(
+            f"dwca.zip: {archive['occurrences']:,} occurrences; left out "
+            f"{archive['of_controls']:,} of controls and {archive['without_place']:,} without "
+            "position or date"
+        )
+    lines.append(f"results in {config.output}: classified.parquet, taxonomy.tsv, run.json ...")
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    logging.basicConfig(
+        level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"
+    )
+    logging.getLogger("bioscan_xla").setLevel(logging.INFO)
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    try:
+        config = parse(ClassifyConfig, words, "python -m bioscan_xla.classify")
+        from .classification.run import classify
+
+        result = classify(config, shlex.join(["python", "-m", "bioscan_xla.classify", *words]))
+    except BioscanError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(
+            "left at once; what was named is kept. Run the same command to go on", file=sys.stderr
+        )
+        return 130
+    print(summary(config, result))
+    return 128 + result["interrupted"] if result["interrupted"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

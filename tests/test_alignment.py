@@ -1,0 +1,91 @@
+"""Alignment against an exact oracle, and by hand."""
+
+import numpy as np
+import pytest
+
+from bioscan_xla.classification.alignment import (
+    GAP_EXTEND,
+    GAP_OPEN,
+    MATCH,
+    MISMATCH,
+    align,
+    draw,
+)
+
+
+def random_pair(rng, length):
+    letters = rng.choice(list("ACGT"), length)
+    other = [
+        str(rng.choice(list("ACGT"))) if rng.random() < 0.08 else letter
+        for letter in letters
+        if rng.random() > 0.01
+    ]
+    start, end = sorted(rng.integers(0, length, 2))
+    if end - start < 60:
+        start, end = 0, length
+    return "".join(letters[start:end]), "".join(other)
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_scores_are_those_of_the_oracle(seed):
+    parasail = pytest.importorskip("parasail")
+    rng = np.random.default_rng(seed)
+    query, reference = random_pair(rng, int(rng.integers(80, 400)))
+    matrix = parasail.matrix_create("ACGT", MATCH, MISMATCH)
+    exact = parasail.sg_trace(query, reference, GAP_OPEN, GAP_EXTEND, matrix)
+    (found,) = align(query, [reference])
+    assert found.score == exact.score
+    pairs = list(zip(exact.traceback.query, exact.traceback.ref, strict=True))
+    inner = [at for at, pair in enumerate(pairs) if "-" not in pair]
+    columns = pairs[inner[0] : inner[-1] + 1]
+    identity = sum(a == b for a, b in columns) / len(columns)
+    assert found.identity == pytest.approx(identity, abs=0.02)
+
+
+def test_drawn_rows_hold_the_bases_and_give_the_score():
+    rng = np.random.default_rng(5)
+    for _ in range(20):
+        query, reference = random_pair(rng, 200)
+        (found,) = align(query, [reference])
+        rows = draw(found.operations, query[found.query_start :], reference[found.target_start :])
+        assert len(rows[0]) == len(rows[1]) == found.columns
+        assert rows[0].replace("-", "") in query
+        assert rows[1].replace("-", "") in reference
+        matches = sum(a == b for a, b in zip(*rows, strict=True))
+        assert found.identity == pytest.approx(matches / found.columns)
+
+
+def test_end_gaps_are_free_and_coverage_is_the_query_s():
+    core = "ACGTTGCAAGGCTTACCATGGATCCA"
+    (inside,) = align(core, ["TTTTTTTT" + core + "GGGGGGG"])
+    assert (inside.identity, inside.coverage, inside.target_start) == (1.0, 1.0, 8)
+    (overlap,) = align("C" * 26 + core, [core + "T" * 26])
+    assert overlap.identity == 1.0
+    assert overlap.coverage == 0.5
+    assert overlap.query_start == 26
+
+
+def test_n_is_neither_match_nor_mismatch():
+    query = "ACGTTGCAAGGCTTACCATGGATCCA"
+    (same,) = align(query[:10] + "N" + query[11:], [query])
+    assert same.identity == 1.0
+    (both,) = align(query[:10] + "N" + query[11:], [query[:10] + "N" + query[11:]])
+    assert both.identity == 1.0
+    (other,) = align(query[:10] + "N" + query[11:], [query[:14] + "G" + query[15:]])
+    assert other.identity == pytest.approx(24 / 25)
+
+
+def test_best_first_and_only_so_many_traced():
+    rng = np.random.default_rng(1)
+    query = "".join(rng.choice(list("ACGT"), 120))
+    worse = query[:30] + "AC" + query[32:60] + "GT" + query[62:]
+    found = align(query, [worse, "ACGT" * 20, query, query], num_traced=3)
+    assert [hit.number for hit in found] == [2, 3, 0]
+    assert found[0].score > found[2].score
+    assert align(query, []) == []
+
+
+def test_nothing_in_common_is_no_alignment():
+    (found,) = align("A" * 50, ["C" * 50])
+    assert found.identity == 0.0
+    assert found.coverage == 0.0
