@@ -4,16 +4,16 @@ Input: a config. Output: the folder of results, and a summary. Invariants: run a
 interruption, it goes on where it stopped.
 """
 
-import logging
 import shlex
 import sys
 from collections.abc import Sequence
 from typing import Any
 
-from .classification.options import ClassifyConfig
-from .cli import check_keys, parse
-from .errors import BioscanError
+from .cli import check_keys, run_command
+from .options import ClassifyConfig
 from .reads.lineages import RANKS
+
+_PROG = "python -m bioscan_xla.classify"
 
 
 def run_classification_pipeline(
@@ -25,7 +25,7 @@ def run_classification_pipeline(
         input: Parquet, FASTA, FASTQ; globs, folders, URLs.
         reference: database made by embed, or labelled FASTA or Parquet.
         output: folder for the results.
-        **options: any other field of `bioscan_xla.classification.options.ClassifyConfig`.
+        **options: any other field of `bioscan_xla.options.ClassifyConfig`.
 
     Returns:
         What `run.json` holds: `classified` (records), `read`, `rejected` (by reason), `named` (by
@@ -84,26 +84,22 @@ def summary(config: ClassifyConfig, result: dict[str, Any]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
-    logging.basicConfig(
-        level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"
-    )
-    logging.getLogger("bioscan_xla").setLevel(logging.INFO)
     words = sys.argv[1:] if arguments is None else list(arguments)
-    try:
-        config = parse(ClassifyConfig, words, "python -m bioscan_xla.classify")
+
+    def work(config: ClassifyConfig) -> int:
         from .classification.run import classify
 
-        result = classify(config, shlex.join(["python", "-m", "bioscan_xla.classify", *words]))
-    except BioscanError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print(
-            "left at once; what was named is kept. Run the same command to go on", file=sys.stderr
-        )
-        return 130
-    print(summary(config, result))
-    return 128 + result["interrupted"] if result["interrupted"] else 0
+        result = classify(config, shlex.join([*_PROG.split(), *words]))
+        print(summary(config, result))
+        return 128 + result["interrupted"] if result["interrupted"] else 0
+
+    return run_command(
+        ClassifyConfig,
+        work,
+        words,
+        _PROG,
+        on_second_signal="left at once; what was named is kept. Run the same command to go on",
+    )
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from .. import __version__
 from ..errors import InputError
+from ..options import ClassifyConfig
 from ..reads.files import count_rows, metadata_schema
 from ..reads.inputs import name_inputs, source_key
 from ..reads.lineages import RANKS
@@ -36,7 +37,6 @@ from .formats import write_biom, write_phyloseq, write_texts
 from .journal import Journal, read_rows
 from .leave_out import kept_trials
 from .naming import Namer
-from .options import ClassifyConfig
 from .record import make_records
 from .reference import Reference, load_reference
 from .vectors import cache_folder, prepare_vectors

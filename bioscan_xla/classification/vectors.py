@@ -17,7 +17,7 @@ import numpy as np
 
 from ..encode.fingerprint import compare
 from ..errors import ModelError
-from .options import ClassifyConfig
+from ..options import ClassifyConfig
 from .reference import Reference
 
 if TYPE_CHECKING:

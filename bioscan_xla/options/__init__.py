@@ -5,6 +5,7 @@ Invariants: what needs no file and no device is checked here, and nothing heavy 
 """
 
 from .checks import DEFAULT_MODEL, DEVICES
+from .classification import ClassifyConfig
 from .embedding import EmbedConfig, SearchConfig
 from .files import SampleConfig, SyncConfig
 from .plan import PlanEmbeddingConfig, PlanFinetuningConfig
@@ -13,6 +14,7 @@ from .training import FinetuneConfig, PretrainConfig
 __all__ = [
     "DEFAULT_MODEL",
     "DEVICES",
+    "ClassifyConfig",
     "EmbedConfig",
     "FinetuneConfig",
     "PlanEmbeddingConfig",

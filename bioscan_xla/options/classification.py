@@ -2,11 +2,10 @@
 
 import dataclasses
 from dataclasses import dataclass
-from pathlib import Path
 
 from ..errors import ConfigError
-from ..options import check_choices, check_least
 from ..reads.lineages import RANKS
+from .checks import DEVICES, check_choices, check_least, check_shares, set_list
 
 
 @dataclass(frozen=True)
@@ -100,24 +99,20 @@ class ClassifyConfig:
 
     def __post_init__(self):
         """Normalise and check what needs no file and no device."""
-        for name in ("input", "samples"):
-            value = getattr(self, name)
-            items = [value] if isinstance(value, str | Path) else list(value)
-            object.__setattr__(self, name, [str(item) for item in items])
+        set_list(self, "input")
+        set_list(self, "samples")
         check_choices(
             self,
             {
                 "candidates": ("vector", "kmer", "both"),
                 "strand": ("both", "plus", "minus"),
                 "header_taxonomy": (None, "sintax", "silva"),
-                "device": ("auto", "xla", "cuda", "cpu"),
+                "device": DEVICES,
                 "dtype": (None, "bfloat16", "float32"),
             },
         )
         check_least(self, {"num_candidates": 1, "num_trials": 0, "min_length_bp": 1})
-        for name in ("min_coverage", "precision", "novel_share", "max_n_fraction"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it is a share from 0 to 1")
+        check_shares(self, ("min_coverage", "precision", "novel_share", "max_n_fraction"))
         for rank, value in self.threshold.items():
             if rank not in RANKS:
                 raise ConfigError(f"threshold names {rank!r}; ranks are {', '.join(RANKS)}")
