@@ -34,14 +34,14 @@ def main():
 
 
 def send_at(loop, update, number):
-    step = loop._step
+    begin = loop._update
 
     def until(self, *arguments):
         if self.cursor.updates >= update:
             os.kill(os.getpid(), number)
-        step(self, *arguments)
+        begin(self, *arguments)
 
-    loop._step = until
+    loop._update = until
 
 
 if __name__ == "__main__":

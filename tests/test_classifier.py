@@ -11,9 +11,14 @@ from bioscan_xla.errors import ModelError
 from bioscan_xla.reads.labels import learn_labels
 from bioscan_xla.reads.lineages import RANKS
 from bioscan_xla.reads.tokens import load_tokenizer
-from bioscan_xla.training.classifier import TaxonomyClassifier, initial_log_priors, load_classifier
+from bioscan_xla.training.classifier import (
+    TaxonomyClassifier,
+    attach_adapter,
+    count_parameters,
+    initial_log_priors,
+    load_classifier,
+)
 from bioscan_xla.training.evaluation import predict
-from bioscan_xla.training.lora import attach_adapter, count_parameters
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +47,7 @@ def test_tokenizer_input_equals_packed_rows(classifier, sequences):
     inputs = load_tokenizer()(short, padding=True, return_tensors="pt")
     with torch.inference_mode():
         logits = classifier(inputs["input_ids"], attention_mask=inputs["attention_mask"])
-    probabilities, vectors = predict(classifier, open_device("cpu", "float32"), short, 1000)
+    ((probabilities, vectors),) = predict(classifier, open_device("cpu", "float32"), short, 1000)
     assert vectors.shape == (len(short), 64)
     for values, wanted in zip(logits, probabilities, strict=True):
         got = torch.softmax(values, -1).numpy()[:, : wanted.shape[1]]
@@ -51,7 +56,7 @@ def test_tokenizer_input_equals_packed_rows(classifier, sequences):
 
 def test_prediction_leaves_the_mode_as_it_was(classifier):
     classifier.train()
-    predict(classifier, open_device("cpu", "float32"), ["ACGTACGTAA" * 3], 1000)
+    assert list(predict(classifier, open_device("cpu", "float32"), ["ACGTACGTAA" * 3], 1000))
     assert classifier.training
 
 

@@ -18,13 +18,14 @@ from safetensors.torch import load_file
 
 import bioscan_xla
 from bioscan_xla.embed import run_embedding_pipeline
-from bioscan_xla.errors import ConfigError, InputError
+from bioscan_xla.errors import ConfigError, InputError, ModelError, SyncError
 from bioscan_xla.finetune import run_finetuning_pipeline
 from bioscan_xla.options import FinetuneConfig
 from bioscan_xla.reads.lineages import RANKS
 from bioscan_xla.reads.tokens import load_tokenizer
 from bioscan_xla.training import loop as training_loop
-from bioscan_xla.training.run import finetune, prepare_data
+from bioscan_xla.training.run import finetune
+from bioscan_xla.training.setup import prepare_data
 
 from .conftest import ROOT, metrics_lines, run_python
 
@@ -120,7 +121,7 @@ def test_loaded_classifier_on_hugging_face_input_equals_training(options):
     from bioscan_xla.encode.runtime import open_device
     from bioscan_xla.training.evaluation import predict
 
-    wanted, _ = predict(classifier, open_device("cpu", "float32"), sequences, 1000)
+    ((wanted, _),) = predict(classifier, open_device("cpu", "float32"), sequences, 1000)
     for values, probabilities in zip(logits, wanted, strict=True):
         got = torch.softmax(values, -1).numpy()[:, : probabilities.shape[1]]
         np.testing.assert_allclose(got, probabilities, atol=1e-5)
@@ -147,6 +148,32 @@ def test_a_finished_run_has_nothing_to_do(options):
     again = finetune(FinetuneConfig(**options))
     assert again["epoch_2_loss"] == first["epoch_2_loss"]
     assert again["evaluation"] == first["evaluation"]
+
+
+def test_outputs_are_added_to_a_finished_run_and_an_upload_that_fails_keeps_it(
+    options, monkeypatch
+):
+    finetune(FinetuneConfig(**options))
+    before = trained(options["output"])
+    monkeypatch.setattr(training_loop, "train_step", lambda *_, **__: 1 / 0)
+    more = options | {"save_merged": True, "push_to_hub": "lab/model"}
+    with pytest.raises(SyncError, match=r"finished and whole in .*'lab/model'.*same command again"):
+        finetune(FinetuneConfig(**more))  # the tests are offline
+    assert Path(options["output"], "merged/model.safetensors").is_file()
+    after = trained(options["output"])
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert finetune(FinetuneConfig(**options))["num_epochs"] == 2  # and without them again
+
+
+def test_a_checkpoint_holds_no_pickle(options):
+    finetune(FinetuneConfig(**options | {"num_epochs": 1}))
+    files = [path for path in Path(options["output"], "checkpoints").rglob("*") if path.is_file()]
+    assert {path.suffix for path in files} == {".json", ".safetensors"}
+
+
+def test_a_wrong_model_is_told_before_the_data_are_read(options):
+    with pytest.raises(ModelError, match="lab/nothing"):
+        finetune(FinetuneConfig(**options | {"model": "lab/nothing", "train": "no-file.fasta"}))
 
 
 def test_a_checkpoint_of_another_run_is_refused(options):
@@ -179,17 +206,17 @@ def test_sigterm_saves_and_says_so(options):
 
 def test_checkpointing_changes_memory_and_not_numbers(options, tmp_path, monkeypatch):
     kept = {True: 0, False: 0}
-    backward = training_loop.Loop._backward
+    step = training_loop.train_step
 
-    def count(self, *arguments):
+    def count(learner, *arguments, **options):
         def pack(tensor):
-            kept[self.config.gradient_checkpointing] += tensor.numel() * tensor.element_size()
+            kept[learner.config.gradient_checkpointing] += tensor.numel() * tensor.element_size()
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            backward(self, *arguments)
+            return step(learner, *arguments, **options)
 
-    monkeypatch.setattr(training_loop.Loop, "_backward", count)
+    monkeypatch.setattr(training_loop, "train_step", count)
     for name, on in (("plain", False), ("again", True)):
         finetune(
             FinetuneConfig(

@@ -1,5 +1,7 @@
 """The loop: what it updates, skips, evaluates and tells the trackers."""
 
+import dataclasses
+import itertools
 import json
 import logging
 from pathlib import Path
@@ -7,10 +9,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from bioscan_xla.errors import ConfigError
 from bioscan_xla.options import FinetuneConfig
 from bioscan_xla.training import loop as training_loop
+from bioscan_xla.training import step
 from bioscan_xla.training.run import finetune
 
 from .conftest import metrics_lines
@@ -18,14 +22,14 @@ from .conftest import metrics_lines
 
 def test_gradients_reach_only_adapter_and_heads(options, monkeypatch):
     seen = {}
-    update = training_loop.Loop._update
+    update = step._update_where
 
-    def spy(self):
-        for name, parameter in self.model.named_parameters():
+    def spy(good, learner):
+        for name, parameter in learner.model.named_parameters():
             seen.setdefault(name, parameter.grad is not None)
-        return update(self)
+        return update(good, learner)
 
-    monkeypatch.setattr(training_loop.Loop, "_update", spy)
+    monkeypatch.setattr(step, "_update_where", spy)
     finetune(FinetuneConfig(**options | {"num_epochs": 1}))
     with_gradient = {name for name, has in seen.items() if has}
     assert with_gradient == {n for n in seen if "lora_" in n or n.startswith("heads.")}
@@ -45,7 +49,7 @@ def test_evaluation_between_epochs_and_early_stopping(options, tmp_path, monkeyp
 
     # Two evaluations that are no better than the first, and it ends.
     monkeypatch.setattr(
-        "bioscan_xla.training.run.evaluate", lambda *_: {"hierarchical_distance": 1.0}
+        "bioscan_xla.training.evaluation.evaluate", lambda *_: {"hierarchical_distance": 1.0}
     )
     stopped = more | {"patience": 2, "output": str(tmp_path / "stopped")}
     result = finetune(FinetuneConfig(**options | stopped))
@@ -94,15 +98,15 @@ def test_accumulation_makes_fewer_updates(options):
 
 
 def test_gradient_that_is_not_finite_is_left_out_then_stops(options, monkeypatch, caplog):
-    backward = training_loop.Loop._backward
-    bad = {2}
+    clip = torch.nn.utils.clip_grad_norm_
+    bad, updates = {2}, itertools.count()
 
-    def spoil(self, *arguments):
-        backward(self, *arguments)
-        if self.cursor.updates in bad:
-            self.trained[0].grad.fill_(float("nan"))
+    def spoil(trained, most):
+        if next(updates) in bad:
+            trained[0].grad.fill_(float("nan"))
+        return clip(trained, most)
 
-    monkeypatch.setattr(training_loop.Loop, "_backward", spoil)
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", spoil)
     result = finetune(FinetuneConfig(**options))
     assert result["skipped_updates"] == 1
     assert np.isfinite(result["total_loss"])
@@ -110,6 +114,43 @@ def test_gradient_that_is_not_finite_is_left_out_then_stops(options, monkeypatch
     with pytest.raises(training_loop.TrainingStopped, match="3 times in a row"):
         finetune(FinetuneConfig(**options | {"output": options["output"] + "2"}))
     assert caplog.text.count("not finite") >= 4
+
+
+def test_a_group_with_one_loss_that_is_not_finite_is_left_out(options, monkeypatch):
+    loss, batches = step.rank_loss, itertools.count()
+
+    def spoil(*arguments, **named):
+        found = loss(*arguments, **named)
+        bad = next(batches) == 4 or is_broken
+        return dataclasses.replace(found, total=found.total * float("nan")) if bad else found
+
+    monkeypatch.setattr(step, "rank_loss", spoil)
+    is_broken = False
+    result = finetune(FinetuneConfig(**options | {"accumulate": 2, "num_epochs": 1}))
+    assert result["skipped_updates"] == 1
+    assert np.isfinite(result["total_loss"])
+    is_broken = True
+    again = {"accumulate": 2, "output": options["output"] + "2", "num_epochs": 1}
+    with pytest.raises(training_loop.TrainingStopped, match="3 times in a row"):
+        finetune(FinetuneConfig(**options | again))
+
+
+def test_the_last_group_of_an_epoch_is_averaged_over_its_own_batches(options, monkeypatch):
+    groups, shares = [], []
+
+    def spy(learner, made, *, share, is_update):
+        shares.append(share)
+        if is_update:
+            groups.append(shares.copy())
+            shares.clear()
+        return train_step(learner, made, share=share, is_update=is_update)
+
+    train_step = training_loop.train_step
+    monkeypatch.setattr(training_loop, "train_step", spy)
+    finetune(FinetuneConfig(**options | {"accumulate": 4, "num_epochs": 1}))
+    assert len(groups[0]) == 4
+    assert 0 < len(groups[-1]) < 4
+    assert [sum(group) for group in groups] == pytest.approx([1] * len(groups))
 
 
 def test_offline_tracker_runs_and_a_broken_one_does_not_stop(

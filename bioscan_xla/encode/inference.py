@@ -8,7 +8,7 @@ import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -18,10 +18,24 @@ from ..reads.cleaning import clean_sequences
 from ..reads.tokens import tokenize
 from . import runtime
 from .encoder import Encoder
-from .packing import Batch, Packer, Totals, Window, cut_windows, readings
+from .packing import Batch, Layout, Packer, Totals, Window, cut_windows, readings
 
 T = TypeVar("T")
 _IN_FLIGHT = 2  # batches given to the device before the oldest result is asked for
+
+
+class SegmentEncoder(Protocol):
+    """What gives the vectors of a batch's segments; an `Encoder` does."""
+
+    @property
+    def layout(self) -> Layout: ...  # noqa: D102
+    @property
+    def device(self) -> Any: ...  # noqa: D102
+    @property
+    def pooling(self) -> str: ...  # noqa: D102
+    @property
+    def hidden(self) -> int: ...  # noqa: D102
+    def encode(self, batch: Batch) -> torch.Tensor: ...  # noqa: D102
 
 
 @dataclass
@@ -109,7 +123,7 @@ def prepare_for(encoder: Encoder, number: int, item: T, sequences: Sequence[str]
 
 
 def run_jobs(
-    encoder: Encoder,
+    encoder: SegmentEncoder,
     jobs: Iterable[Job[T]],
     totals: Totals,
     should_stop: Callable[[], bool] = lambda: False,

@@ -275,6 +275,32 @@ def fetch(result: torch.Tensor) -> np.ndarray:
     return result.cpu().numpy()
 
 
+def random_state(device: Device) -> dict[str, torch.Tensor]:
+    """State of the random generators that a step on this device draws from."""
+    state = {"cpu": torch.get_rng_state()}
+    if device.kind == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state()
+    elif device.kind == "xla":
+        import torch_xla.core.xla_model as xm
+
+        state["xla"] = torch.from_numpy(np.array(xm.get_rng_state(), np.uint64))
+    return state
+
+
+def set_random_state(device: Device, state: dict[str, torch.Tensor]) -> bool:
+    """Go back to what `random_state` gave; False where that is not of this kind of device."""
+    if not {"cpu", device.kind} <= state.keys():
+        return False
+    torch.set_rng_state(state["cpu"])
+    if device.kind == "cuda":
+        torch.cuda.set_rng_state(state["cuda"])
+    elif device.kind == "xla":
+        import torch_xla.core.xla_model as xm
+
+        xm.set_rng_state(int(state["xla"].numpy()))
+    return True
+
+
 @functools.cache
 def peak_flops(device: Device) -> float | None:
     """Peak FLOP/s of all the devices: a TPU's by its data sheet, else a large product's.

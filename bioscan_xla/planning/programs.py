@@ -149,7 +149,7 @@ def plan_finetuning(config: FinetuneConfig, topology: Topology) -> dict[str, Any
     max_tokens = model.max_position_embeddings - FIRST_POSITION
     num_classes = list(_NUM_CLASSES)
     if config.train:
-        from ..training.run import prepare_data
+        from ..training.setup import prepare_data
 
         data = prepare_data(config)
         sequences, num_classes = data.train.sequences, list(data.space.num_classes)

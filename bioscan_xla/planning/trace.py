@@ -1,7 +1,8 @@
 """Trace one program of a run without computing it; `plan` runs it in a process of its own.
 
-Argument: a JSON file that says which (see `main`). Leaves: a serialized HloModuleProto. Weights are
-never loaded: their values do not change the program.
+Input: a JSON file that says which (see `main`). Output: a serialized HloModuleProto.
+Invariants: it is the program that the run computes; weights are never loaded, since their values
+do not change it.
 """
 
 import json
@@ -33,52 +34,26 @@ def trace_training(
 ) -> list[torch.Tensor]:
     """Results of one training step: its figures, the trained parameters, the optimizer's state."""
     from ..options import FinetuneConfig
-    from ..training.classifier import TaxonomyClassifier
-    from ..training.loop import Loop
-    from ..training.lora import attach_adapter
-    from ..training.run import parameter_groups
+    from ..training.classifier import build_classifier
+    from ..training.data import TrainingBatch
+    from ..training.step import Learner, device_state, make_optimizer, train_step
 
     finetuning = FinetuneConfig(**options)
-    base = _empty_model(config, device)
-    if finetuning.gradient_checkpointing:
-        runtime.enable_gradient_checkpointing(device, base)
+    labels: Any = SimpleNamespace(num_classes=num_classes)  # all that a classifier asks of it
     with torch.device("meta"):
-        adapted = attach_adapter(
-            base,
-            rank=finetuning.rank,
-            alpha=finetuning.alpha,
-            dropout=finetuning.dropout,
-            targets=tuple(finetuning.targets),
-        )
-        labels: Any = SimpleNamespace(num_classes=num_classes)
-        classifier = TaxonomyClassifier(
-            adapted, config.hidden_size, labels, dropout=finetuning.dropout
-        )
-    model = _on_device(classifier.train(), device)
-    loop: Any = Loop.__new__(Loop)  # its methods that are the program, and no more
-    loop.config, loop.device, loop.model = finetuning, device, model
-    loop.accelerator = SimpleNamespace(num_processes=1, backward=lambda loss: loss.backward())
-    loop.trained = [p for p in model.parameters() if p.requires_grad]
-    loop.optimizer = torch.optim.AdamW(parameter_groups(model, finetuning))
-    loop.scheduler = SimpleNamespace(step=lambda: None)
-    loop.log_priors = loop.parents = None
-    for parameter in loop.trained:
+        classifier = build_classifier(_empty_model(config, device), device, labels, finetuning)
+    model = _on_device(classifier, device)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    learner = Learner(finetuning, device, model, make_optimizer(model, finetuning), trained)
+    for parameter in trained:
         parameter.grad = torch.zeros_like(parameter)
-    loop.optimizer.step()  # makes its state, which is an argument of every later step
-    loop.optimizer.zero_grad()
+    learner.optimizer.step()  # makes its state, which is an argument of every later step
+    learner.optimizer.zero_grad()
     runtime.launch(device, torch.zeros(1, device=device.torch_device))
-    labels = np.zeros((len(batch.input_ids) * batch.num_segments, 7), np.int64)
-    arrays = (batch.input_ids, batch.positions, batch.segments, labels)
-    known = torch.full((7,), len(labels)).to(device.torch_device)
-    loop._backward(*(runtime.put(device, array) for array in arrays), known, batch)
-    norm = loop._update()
-    state = [
-        value
-        for values in loop.optimizer.state.values()
-        for value in values.values()
-        if torch.is_tensor(value) and value.device.type == "xla"
-    ]
-    return [loop._figures(norm), *loop.trained, *state]
+    labelled = np.zeros((len(batch.input_ids) * batch.num_segments, 7), np.int64)
+    known = np.full(7, len(labelled))
+    figures = train_step(learner, TrainingBatch(batch, labelled, known, len(labelled)))
+    return [figures, *trained, *device_state(learner.optimizer)]
 
 
 def _empty_model(config: EsmConfig, device: runtime.Device) -> Any:

@@ -1,24 +1,30 @@
 """What training leaves on disk while it runs, and how it resumes.
 
-Enters: an Accelerator whose model, optimizer and scheduler are prepared. Leaves: folders
-`checkpoints/step_<n>` and `checkpoints/best`. Guaranteed: a folder is whole or is not there; a
-checkpoint of other options or another label space is refused with the difference.
+Input: what a step trains, and where training is.
+Output: folders `checkpoints/step_<n>` and `checkpoints/best`, of safetensors and JSON.
+Invariants: a folder is whole or is not there; a checkpoint of other options or another label space
+is refused with the difference; nothing that could run code is unpickled.
 """
 
 import dataclasses
 import json
 import logging
+import pickle
 import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from accelerate.utils import load as load_tensors
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from ..encode import runtime
 from ..errors import ConfigError
 from ..options import FinetuneConfig
 from ..reads.labels import LabelSpace
+from .step import Learner
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +38,8 @@ _FREE = (
     "patience",
     "device",
     "resume",
+    "save_merged",
+    "push_to_hub",
 )
 
 
@@ -65,15 +73,6 @@ class Cursor:
     run_id: str = ""
     finished: bool = False
 
-    def state_dict(self) -> dict[str, Any]:
-        """All fields."""
-        return dataclasses.asdict(self)
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over all fields."""
-        for key, value in state.items():
-            setattr(self, key, value)
-
 
 def trainable_state(module: nn.Module) -> dict[str, torch.Tensor]:
     """Trained parameters, on the host."""
@@ -92,32 +91,40 @@ def load_trainable(module: nn.Module, state: dict[str, torch.Tensor]) -> None:
             parameters[name].copy_(value.to(parameters[name].device))
 
 
-def register_hooks(accelerator: Any) -> None:
-    """Have Accelerate save and load only what is trained, as safetensors, on any device."""
+def optimizer_state(optimizer: Any) -> dict[str, torch.Tensor]:
+    """The tensors of an optimizer, on the host, by number of the parameter and name."""
+    return {
+        f"{number}.{name}": value.detach().cpu().contiguous()
+        for number, values in optimizer.state_dict()["state"].items()
+        for name, value in values.items()
+    }
 
-    def save(models: list[nn.Module], weights: list, folder: str) -> None:
-        if accelerator.is_main_process:
-            for model in models:
-                state = trainable_state(accelerator.unwrap_model(model))
-                save_file(state, Path(folder, "trained.safetensors"))
-        weights.clear()  # the frozen base is not saved again and again
 
-    def load(models: list[nn.Module], folder: str) -> None:
-        for model in models:
-            state = load_file(Path(folder, "trained.safetensors"))
-            load_trainable(accelerator.unwrap_model(model), state)
-        models.clear()
-
-    accelerator.register_save_state_pre_hook(save)
-    accelerator.register_load_state_pre_hook(load)
+def load_optimizer(optimizer: Any, tensors: dict[str, torch.Tensor]) -> None:
+    """Give an optimizer its tensors back; its options stay as they are."""
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for key, value in tensors.items():
+        number, name = key.split(".")
+        state.setdefault(int(number), {})[name] = value
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
 class Checkpoints:
     """The checkpoints of one output folder."""
 
-    def __init__(self, accelerator: Any, config: FinetuneConfig, labels: LabelSpace):
-        """Take an Accelerator that has its hooks, and what the run must agree with."""
+    def __init__(
+        self,
+        accelerator: Any,
+        config: FinetuneConfig,
+        labels: LabelSpace,
+        learner: Learner,
+        cursor: Cursor,
+    ):
+        """Take what is saved and loaded, and what a checkpoint must agree with."""
         self._accelerator, self._config, self._labels = accelerator, config, labels
+        self._learner, self._cursor = learner, cursor
+        self._module = accelerator.unwrap_model(learner.model)
         self.folder = Path(config.output) / "checkpoints"
 
     def latest(self) -> Path | None:
@@ -134,11 +141,15 @@ class Checkpoints:
             shutil.rmtree(part, ignore_errors=True)
             part.mkdir(parents=True)
         accelerator.wait_for_everyone()
-        accelerator.save_state(str(part))
+        part.mkdir(parents=True, exist_ok=True)
+        random = runtime.random_state(self._learner.device)
+        save_file(random, part / f"random_{accelerator.process_index}.safetensors")
         if accelerator.is_main_process:
+            save_file(trainable_state(self._module), part / "trained.safetensors")
+            save_file(optimizer_state(self._learner.optimizer), part / "optimizer.safetensors")
+            _write_json(part / "cursor.json", dataclasses.asdict(self._cursor))
+            _write_json(part / "config.json", dataclasses.asdict(self._config))
             self._labels.save(part / "labels.json")
-            options = dataclasses.asdict(self._config)
-            (part / "config.json").write_text(json.dumps(options, indent=1))
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             shutil.rmtree(target, ignore_errors=True)
@@ -169,12 +180,34 @@ class Checkpoints:
         Raises:
             ConfigError: it is of other options or another label space; the message says which.
         """
-        ours = dataclasses.asdict(self._config)
-        theirs = json.loads((folder / "config.json").read_text())
+        self._check(folder)
+        load_trainable(self._module, load_file(folder / "trained.safetensors"))
+        index = self._accelerator.process_index
+        if (folder / "cursor.json").is_file():
+            cursor = json.loads((folder / "cursor.json").read_text())
+            optimizer = load_file(folder / "optimizer.safetensors")
+            path = folder / f"random_{index}.safetensors"
+            random = load_file(path) if path.is_file() else {}
+        else:
+            cursor, optimizer, random = _read_pickled(folder, index)
+        for key, value in cursor.items():
+            setattr(self._cursor, key, value)
+        load_optimizer(self._learner.optimizer, optimizer)
+        if not runtime.set_random_state(self._learner.device, random):
+            log.warning(
+                "%s was saved on another device or by fewer processes: dropout is drawn anew",
+                folder,
+            )
+
+    def _check(self, folder: Path) -> None:
+        """Refuse a checkpoint of another run; an option it does not know had its default."""
+        defaults = dataclasses.asdict(FinetuneConfig())
+        ours = json.loads(json.dumps(dataclasses.asdict(self._config)))
+        theirs = defaults | json.loads((folder / "config.json").read_text())
         lines = [
-            f"  {key}: the checkpoint has {theirs.get(key)!r}, this run has {ours[key]!r}"
-            for key in ours
-            if key not in _FREE and theirs.get(key) != json.loads(json.dumps(ours[key]))
+            f"  {key}: the checkpoint has {theirs[key]!r}, this run has {value!r}"
+            for key, value in ours.items()
+            if key not in _FREE and json.loads(json.dumps(theirs[key])) != value
         ]
         if LabelSpace.load(folder / "labels.json") != self._labels:
             lines.append("  the label space: the training sequences are not the same")
@@ -184,7 +217,6 @@ class Checkpoints:
                 + "\n".join(lines)
                 + "\nUse the same options to resume, or another --output to begin anew"
             )
-        self._accelerator.load_state(str(folder))
 
     def load_best(self, module: nn.Module) -> bool:
         """Load the trained parameters of the best evaluation; False if there is none."""
@@ -192,3 +224,43 @@ class Checkpoints:
         if path.is_file():
             load_trainable(module, load_file(path))
         return path.is_file()
+
+
+def _write_json(path: Path, values: dict[str, Any]) -> None:
+    path.write_text(json.dumps(values, indent=1) + "\n")
+
+
+def _read_pickled(
+    folder: Path, process_index: int
+) -> tuple[dict[str, Any], dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Cursor, optimizer and random state of a checkpoint in the first format: pickled.
+
+    Only tensors and plain values are taken from it.
+    """
+    paths = ("custom_checkpoint_0.pkl", "optimizer.bin", f"random_states_{process_index}.pkl")
+    found: list[Any] = []
+    for path in (folder / name for name in paths):
+        if not path.is_file() and path.suffix == ".pkl" and found:
+            found.append({})  # saved by fewer processes
+            continue
+        try:
+            found.append(load_tensors(path, map_location="cpu"))
+        except (OSError, pickle.UnpicklingError) as error:
+            raise ConfigError(
+                f"{path}: cannot be read, or holds more than tensors and could run code, which is "
+                f"refused. Delete {folder} to go on from the checkpoint before, or begin anew with "
+                "another --output"
+            ) from error
+    cursor, optimizer, random = found
+    tensors = {
+        f"{number}.{name}": value
+        for number, values in optimizer["state"].items()
+        for name, value in values.items()
+    }
+    names = {"torch_manual_seed": "cpu", "torch_cuda_manual_seed": "cuda", "xm_seed": "xla"}
+    state = {name: random[key] for key, name in names.items() if key in random}
+    if "cuda" in state:
+        state["cuda"] = state["cuda"][0]
+    if "xla" in state:
+        state["xla"] = torch.from_numpy(np.array(state["xla"], np.uint64))
+    return cursor, tensors, state

@@ -1,26 +1,33 @@
-"""The classifier: encoder, the shared pooling, and one head for each of the seven ranks.
+"""The classifier: encoder with LoRA adapter, the shared pooling, and a head for each rank.
 
-Enters: packed rows, or input as the Hugging Face tokenizer makes it. Leaves: logits, one tensor a
-rank, highest rank first.
+Input: packed rows, or input as the Hugging Face tokenizer makes it.
+Output: logits, one tensor a rank, highest rank first.
+Invariants: the encoder is frozen in the dtype of the device; adapter and heads are float32.
 """
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from torch import nn
+from transformers import EsmModel
 
 from ..encode.model import attach_saved_adapter, load_model
 from ..encode.model_files import resolve_base
 from ..encode.packing import FIRST_POSITION
 from ..encode.pooling import pool
-from ..encode.runtime import Device
+from ..encode.runtime import Device, enable_gradient_checkpointing
 from ..errors import ModelError
-from ..options import DEFAULT_MODEL
+from ..options import DEFAULT_MODEL, FinetuneConfig
 from ..reads.labels import LabelSpace
 from ..reads.lineages import RANKS
+
+POOLING = "mean"
+"""How the encoder's states become the vector that the heads see."""
 
 
 class TaxonomyClassifier(nn.Module):
@@ -35,14 +42,12 @@ class TaxonomyClassifier(nn.Module):
         encoder: nn.Module,
         hidden: int,
         labels: LabelSpace,
-        pooling: str = "mean",
         dropout: float = 0.1,
     ):
         """Take an EsmModel, with or without adapter, that attends by packed segments."""
         super().__init__()
         self.encoder = encoder
         self.labels = labels
-        self.pooling = pooling
         self.heads = nn.ModuleDict(
             {
                 rank: nn.Sequential(
@@ -64,7 +69,7 @@ class TaxonomyClassifier(nn.Module):
         states = self.encoder(
             input_ids=input_ids, position_ids=positions, segments=segments, runs=runs
         ).last_hidden_state
-        return pool(states, positions, segments, num_segments, self.pooling, FIRST_POSITION)
+        return pool(states, positions, segments, num_segments, POOLING, FIRST_POSITION)
 
     def classify(self, vectors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Logits of pooled vectors (..., hidden): for each rank (..., classes)."""
@@ -87,7 +92,7 @@ class TaxonomyClassifier(nn.Module):
                 gives it with `attention_mask`.
             segments: (rows, tokens), filler -1.
             num_segments: segments a row can hold.
-            runs: see `batches.Batch`.
+            runs: see `packing.Batch`.
             attention_mask: (rows, tokens), 1 for tokens; only without positions and segments.
         """
         if positions is None or segments is None:
@@ -97,6 +102,51 @@ class TaxonomyClassifier(nn.Module):
             positions = torch.where(mask > 0, counting, FIRST_POSITION - 1)
         vectors = self.vectors(input_ids, positions, segments, num_segments, runs)
         return self.classify(vectors.flatten(0, 1))
+
+
+def attach_adapter(
+    model: EsmModel,
+    *,
+    rank: int = 16,
+    alpha: int = 32,
+    dropout: float = 0.1,
+    targets: Sequence[str] = ("query", "value"),
+) -> PeftModel:
+    """Freeze a model and put a float32 LoRA adapter beside its target layers.
+
+    Reference: Hu et al. (2021), https://arxiv.org/abs/2106.09685
+    """
+    model.requires_grad_(False)
+    tuned = get_peft_model(
+        model,
+        LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(targets)),
+    )
+    for parameter in tuned.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return tuned
+
+
+def build_classifier(
+    base: EsmModel, device: Device, labels: LabelSpace, config: FinetuneConfig
+) -> TaxonomyClassifier:
+    """A base model with a new adapter and new heads, for training."""
+    if config.gradient_checkpointing:
+        enable_gradient_checkpointing(device, base)
+    adapted = attach_adapter(
+        base,
+        rank=config.rank,
+        alpha=config.alpha,
+        dropout=config.dropout,
+        targets=config.targets,
+    )
+    return TaxonomyClassifier(adapted, base.config.hidden_size, labels, config.dropout).train()
+
+
+def count_parameters(module: nn.Module) -> tuple[int, int]:
+    """Trainable parameters, and all."""
+    trainable = sum(p.numel() for p in module.parameters() if p.requires_grad)
+    return trainable, sum(p.numel() for p in module.parameters())
 
 
 def load_classifier(

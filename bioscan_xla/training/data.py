@@ -16,7 +16,7 @@ from ..encode.packing import Batch, Window, fill_rows
 from ..errors import InputError
 from ..reads.files import metadata_schema
 from ..reads.inputs import expand_inputs
-from ..reads.labels import UNKNOWN
+from ..reads.labels import UNKNOWN, LabelSpace
 from ..reads.lineages import RANKS, Lineage
 from ..reads.raw import ReadOptions
 from ..reads.records import read_chunks
@@ -50,6 +50,29 @@ class Examples:
             [self.sequences[row] for row in rows],
             [self.lineages[row] for row in rows],
         )
+
+
+@dataclass(frozen=True)
+class Data:
+    """Split and labelled examples, and the label space learned from the training part.
+
+    Attributes:
+        train: what is trained on.
+        eval: what is evaluated on; may be empty.
+        space: the classes that the training part has.
+        train_labels: (train, 7) class numbers, -1 where unknown.
+        eval_labels: (eval, 7) likewise.
+        split: (id, part) of every example read for training.
+        conflicts: (rank, name, id, lineage) of every example with a conflicting lineage.
+    """
+
+    train: Examples
+    eval: Examples
+    space: LabelSpace
+    train_labels: np.ndarray
+    eval_labels: np.ndarray
+    split: list[tuple[str, str]]
+    conflicts: list[tuple[str, str, str, str]]
 
 
 def read_examples(

@@ -1,81 +1,168 @@
-"""A classifier's probabilities for whole sequences, over embed's road.
+"""What a classifier says of whole sequences, and how good that is.
 
-Enters: a classifier and sequences. Leaves: for each rank the probabilities of its classes.
-Guaranteed: long sequences are seen whole, as windows; nothing is augmented or cut.
+Input: a classifier and sequences. Output: predictions, some vectors, figures.
+Invariants: long sequences are seen whole, as windows; nothing is augmented or cut; probabilities
+are held for one batch of sequences at a time; every process has the same figures.
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import broadcast_object_list, gather_object
 
-from ..encode.encoder import Encoder
+from ..encode import runtime
 from ..encode.inference import prepare, run_jobs
-from ..encode.packing import Totals
-from ..encode.runtime import Device
-from .classifier import TaxonomyClassifier
+from ..encode.packing import Batch, Layout, Totals, layout
+from .classifier import POOLING, TaxonomyClassifier
+from .data import Data
+from .metrics import Predictions, evaluate
 
 _JOB_SEQUENCES = 2048
+_OVERLAP_TOKENS = 100
+_MOST_VECTORS = 5000
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What a classifier said of the evaluation part.
+
+    Attributes:
+        predictions: of all sequences.
+        vector_rows: (vectors,) sequences whose vectors were kept, evenly spaced.
+        vectors: (vectors, hidden) float32.
+    """
+
+    predictions: Predictions
+    vector_rows: np.ndarray
+    vectors: np.ndarray
+
+
+@dataclass(frozen=True)
+class _Vectors:
+    """Gives `run_jobs` the vectors that a classifier's heads see."""
+
+    classifier: TaxonomyClassifier
+    device: runtime.Device
+    max_tokens: int
+    pooling: str = POOLING
+
+    @property
+    def layout(self) -> Layout:
+        """How batches are shaped."""
+        return layout(self.device.kind, self.device.num_devices, self.max_tokens)
+
+    @property
+    def hidden(self) -> int:
+        """Length of a vector."""
+        config: Any = self.classifier.encoder.config
+        return config.hidden_size
+
+    @torch.no_grad()
+    def encode(self, batch: Batch) -> torch.Tensor:
+        """Start computing a batch: (rows, num_segments, hidden) float32, on the device."""
+        ids, positions, segments = (
+            runtime.put(self.device, array)
+            for array in (batch.input_ids, batch.positions, batch.segments)
+        )
+        vectors = self.classifier.vectors(ids, positions, segments, batch.num_segments, batch.runs)
+        return runtime.launch(self.device, vectors)
 
 
 def predict(
     classifier: TaxonomyClassifier,
-    device: Device,
+    device: runtime.Device,
     sequences: Sequence[str],
     max_tokens: int,
-    overlap_tokens: int = 100,
-) -> tuple[list[np.ndarray], np.ndarray]:
-    """Probabilities and vectors.
+) -> Iterator[tuple[list[np.ndarray], np.ndarray]]:
+    """Probabilities and vectors of cleaned sequences, in their order.
 
     Args:
         classifier: on the device; left in the mode it was in.
         device: where it is.
         sequences: cleaned.
         max_tokens: the model's longest window.
-        overlap_tokens: what windows share.
 
-    Returns:
-        For each rank (sequences, classes) float32; and the vectors (sequences, hidden) float32.
+    Yields:
+        Of some thousand sequences at a time: for each rank (sequences, classes) float32, and the
+        vectors (sequences, hidden) float32.
     """
     was_training = classifier.training
     classifier.eval()
-    # Whatever model it holds, an Encoder only calls it.
-    model: Any = classifier.encoder
-    encoder = Encoder(
-        model,
-        device,
-        classifier.pooling,
-        max_tokens,
-        overlap_tokens,
-        {},
-    )
     jobs = (
-        prepare(number, None, sequences[first : first + _JOB_SEQUENCES], max_tokens, overlap_tokens)
+        prepare(
+            number, None, sequences[first : first + _JOB_SEQUENCES], max_tokens, _OVERLAP_TOKENS
+        )
         for number, first in enumerate(range(0, len(sequences), _JOB_SEQUENCES))
     )
-    probabilities: list[list[np.ndarray]] = [[] for _ in classifier.heads]
-    vectors: list[np.ndarray] = []
     try:
         # The heads are small: on the host they cost nothing and compile nothing.
-        heads = [_on_host(head) for head in classifier.heads.values()]
-        for _, found, _ in run_jobs(encoder, jobs, Totals()):
-            vectors.append(found)
+        heads = [copy.deepcopy(head).cpu() for head in classifier.heads.values()]
+        counts = classifier.labels.num_classes
+        for _, vectors, _ in run_jobs(_Vectors(classifier, device, max_tokens), jobs, Totals()):
             with torch.inference_mode():
-                for rank, head in enumerate(heads):
-                    logits = head(torch.from_numpy(found))
-                    probabilities[rank].append(torch.softmax(logits, -1).numpy())
+                logits = [head(torch.from_numpy(vectors)) for head in heads]
+                probabilities = [
+                    torch.softmax(values, -1).numpy()[:, :count]
+                    for values, count in zip(logits, counts, strict=True)
+                ]
+            yield probabilities, vectors
     finally:
         classifier.train(was_training)
-    counts = classifier.labels.num_classes
-    if not vectors:
-        return [np.zeros((0, n), np.float32) for n in counts], np.zeros((0, 0), np.float32)
-    joined = [
-        np.concatenate(parts)[:, :count] for parts, count in zip(probabilities, counts, strict=True)
-    ]
-    return joined, np.concatenate(vectors)
 
 
-def _on_host(head: torch.nn.Module) -> torch.nn.Module:
-    return copy.deepcopy(head).cpu()
+def predict_part(
+    accelerator: Any,
+    classifier: TaxonomyClassifier,
+    device: runtime.Device,
+    sequences: Sequence[str],
+    max_tokens: int,
+) -> Evaluated:
+    """Predictions for sequences, each process computing its share; whole in every process."""
+    index, count = accelerator.process_index, accelerator.num_processes
+    rows = np.arange(index, len(sequences), count)
+    kept = np.linspace(0, len(sequences) - 1, min(len(sequences), _MOST_VECTORS)).astype(np.int64)
+    parts, vectors, read = [], [np.zeros((0, 0), np.float32)], 0
+    for probabilities, found in predict(classifier, device, sequences[index::count], max_tokens):
+        parts.append(Predictions.of(probabilities))
+        is_kept = np.isin(rows[read : read + len(found)], kept)
+        vectors = [each for each in vectors if len(each)] + [found[is_kept]]
+        read += len(found)
+    own = Evaluated(Predictions.join(parts), rows[np.isin(rows, kept)], np.concatenate(vectors))
+    if count == 1:
+        return own
+    shares = [share for share in gather_object([(rows, own)]) if len(share[0])]
+    if not shares:
+        return own
+    order = np.argsort(np.concatenate([rows for rows, _ in shares]))
+    vector_rows = np.concatenate([share.vector_rows for _, share in shares])
+    by_row = np.argsort(vector_rows)
+    return Evaluated(
+        Predictions.join([share.predictions for _, share in shares]).take(order),
+        vector_rows[by_row],
+        np.concatenate([share.vectors for _, share in shares if len(share.vectors)])[by_row],
+    )
+
+
+def evaluate_part(
+    accelerator: Any,
+    classifier: TaxonomyClassifier,
+    device: runtime.Device,
+    data: Data,
+    max_tokens: int,
+) -> dict[str, float]:
+    """Figures of the evaluation part, the same in every process."""
+    figures: list[dict[str, float]] = [{}]
+    found = predict_part(accelerator, classifier, device, data.eval.sequences, max_tokens)
+    if accelerator.is_main_process and len(data.eval):
+        # Vectors that shrink to a point or blow up are seen here before the accuracy falls.
+        figures[0] = evaluate(found.predictions, data.eval_labels, data.space) | {
+            "vector_norm": float(np.linalg.norm(found.vectors, axis=1).mean()),
+            "vector_variance": float(found.vectors.var(0).mean()),
+        }
+    if accelerator.num_processes > 1:
+        broadcast_object_list(figures)
+    return figures[0]

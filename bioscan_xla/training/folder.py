@@ -14,12 +14,14 @@ import yaml
 from safetensors.torch import save_file
 
 from ..encode.model import no_bars
+from ..errors import SyncError
 from ..options import FinetuneConfig
 from ..reads.labels import LabelSpace
 from ..reads.tokens import save_tokenizer
 from .card import write_card
 from .checkpoint import trainable_state
 from .classifier import TaxonomyClassifier
+from .evaluation import Evaluated
 from .pictures import draw_confusion, draw_curves, draw_vectors, write_confusions
 
 log = logging.getLogger(__name__)
@@ -77,7 +79,8 @@ def write_model_folder(
     result: Mapping[str, Any],
     facts: Mapping[str, Any],
     history: Sequence[Mapping[str, Any]],
-    evaluated: tuple[Sequence[np.ndarray], np.ndarray, np.ndarray],
+    evaluated: Evaluated,
+    truth: np.ndarray,
 ) -> None:
     """Write everything; `adapter/` is plain PEFT, the rest is safetensors, JSON, YAML and PNG."""
     folder = Path(config.output)
@@ -106,20 +109,20 @@ def write_model_folder(
         with no_bars():
             merged.save_pretrained(folder / "merged")
         save_tokenizer(folder / "merged")
-    probabilities, truth, vectors = evaluated
     if len(truth):
-        predicted = np.stack(
-            [p.argmax(1) if p.shape[1] else np.full(len(p), -1) for p in probabilities], 1
-        )
+        predicted = evaluated.predictions.classes
         write_confusions(folder / "confusions.csv", predicted, truth, space)
         draw_confusion(folder / "confusion.png", predicted, truth, space)
-        draw_vectors(folder / "vectors.png", vectors, truth[:, 1], space.names(1))
+    if len(evaluated.vectors) > 1:  # one point has no plane
+        phylum = truth[evaluated.vector_rows, 1]
+        draw_vectors(folder / "vectors.png", evaluated.vectors, phylum, space.names(1))
 
 
 def push_to_hub(folder: str, repository: str) -> None:
-    """Upload a model folder without its checkpoints; a failure is only warned of.
+    """Upload a model folder without its checkpoints; the token is that of HF_TOKEN.
 
-    The token comes from the environment (HF_TOKEN).
+    Raises:
+        SyncError: it could not be uploaded; the folder is whole.
     """
     from huggingface_hub import HfApi
 
@@ -129,7 +132,9 @@ def push_to_hub(folder: str, repository: str) -> None:
         api.upload_folder(
             folder_path=folder, repo_id=repository, ignore_patterns=["checkpoints/**", "wandb/**"]
         )
-    except (OSError, ValueError) as error:
-        log.warning(
-            "%s could not be uploaded to %s (%s); it is whole here", folder, repository, error
-        )
+    except Exception as error:  # the transport under the hub's client has errors of its own
+        raise SyncError(
+            f"the model is finished and whole in {folder}, but could not be uploaded to "
+            f"{repository!r} ({str(error).strip()}); check the name, the network and HF_TOKEN, "
+            "then run the same command again: it uploads without training again"
+        ) from error

@@ -1,35 +1,32 @@
-"""The steps of fine-tuning: batches, updates, skipped updates, saving, counting.
+"""The loop of fine-tuning: batches, updates, skipped updates, saving, counting.
 
-Enters: a prepared model and data. Leaves: a trained model and lines of figures. Guaranteed: what
-is summed is summed in the order of the steps, however often it is looked at, so that a resumed run
-has the very figures of an uninterrupted one.
+Input: a `Run`. Output: a trained model and lines of figures.
+Invariants: what is summed is summed in the order of the steps, however often it is looked at, so
+that a resumed run has the very figures of an uninterrupted one.
 """
 
-import dataclasses
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from torch import distributed
 from tqdm import tqdm
 
-from ..embedding.tracking import TrainingTracker
 from ..encode import hosts, runtime
 from ..encode.encoder import forward_flops
 from ..encode.packing import Batch
 from ..errors import BioscanError
-from ..options import FinetuneConfig
 from ..options.training import LOWER_IS_BETTER
-from ..reads.labels import LabelSpace
 from ..reads.lineages import RANKS
-from .checkpoint import Checkpoints, Cursor
-from .classifier import initial_log_priors
-from .data import Augmentation, Examples, make_batch, plan_epoch
-from .folder import History
-from .loss import parent_links, rank_loss
+from .data import Augmentation, TrainingBatch, make_batch, plan_epoch
+from .evaluation import evaluate_part
+from .setup import Run
+from .step import train_step
 
 log = logging.getLogger(__name__)
 
@@ -42,17 +39,17 @@ class TrainingStopped(BioscanError, RuntimeError):
     """The gradient was not finite three times in a row."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Data:
-    """Split and labelled examples, and the label space learned from the training part."""
+@dataclass(frozen=True)
+class _Update:
+    """An update that was begun, one entry a batch.
 
-    train: Examples
-    eval: Examples
-    space: LabelSpace
-    train_labels: np.ndarray
-    eval_labels: np.ndarray
-    split: list[tuple[str, str]]  # (id, part)
-    conflicts: list[tuple[str, str, str, str]]  # (rank, name, id, lineage), of conflicting lineages
+    Attributes:
+        figures: what `train_step` gave, on the device; the last has the gradient norm.
+        counts: sequences of each.
+    """
+
+    figures: list[torch.Tensor]
+    counts: list[int]
 
 
 class _Rate:
@@ -93,52 +90,28 @@ class _Rate:
 class Loop:
     """One epoch after the other, from wherever the cursor stands."""
 
-    def __init__(
-        self,
-        config: FinetuneConfig,
-        device: runtime.Device,
-        accelerator: Any,
-        model: torch.nn.Module,
-        optimizer: Any,
-        scheduler: Any,
-        cursor: Cursor,
-        checkpoints: Checkpoints,
-        tracker: TrainingTracker,
-        data: Data,
-        num_tokens: np.ndarray,
-        max_tokens: int,
-        history: History,
-        evaluate: Callable[[], dict[str, float]],
-    ):
-        """Take the prepared parts; `evaluate` gives the figures, equal in all processes."""
-        self.config, self.device, self.accelerator = config, device, accelerator
-        self.model, self.optimizer, self.scheduler = model, optimizer, scheduler
-        self.cursor, self.checkpoints, self.tracker = cursor, checkpoints, tracker
-        self.data, self.num_tokens, self.max_tokens = data, num_tokens, max_tokens
-        self.history, self.evaluate = history, evaluate
-        self.trained = [p for p in model.parameters() if p.requires_grad]
+    def __init__(self, run: Run):
+        """Take a run that is set up."""
+        self.run, self.config, self.device = run, run.config, run.device
+        self.accelerator, self.cursor = run.accelerator, run.cursor
+        config = run.config
         self.augmentation = Augmentation(config.reverse_complement, config.frame_shift, config.crop)
-        self.log_priors = None
-        if config.class_balance:
-            priors = initial_log_priors(data.space, config.class_balance)
-            self.log_priors = [prior.to(device.torch_device) for prior in priors]
-        self.parents = None
-        if config.consistency:
-            self.parents = parent_links(data.space, device.torch_device)
-        self.pending: list[tuple[torch.Tensor, int]] = []  # figures of a step, its sequences
-        self.is_first = accelerator.is_main_process and device.process_index == 0
-        self.rate = _Rate(device, accelerator.unwrap_model(model).encoder)
+        self.pending: list[_Update] = []
+        self.group: Any = None
+        if run.accelerator.num_processes > 1:  # by way of the hosts: no device waits
+            self.group = distributed.new_group(backend="gloo")
+        self.is_first = run.accelerator.is_main_process and run.device.process_index == 0
+        self.rate = _Rate(run.device, run.classifier.encoder)
         self.bad_in_a_row = 0
         self.saved = time.monotonic()
-        self.saved_at = -1
 
     def run_epoch(self, stop: Any) -> None:
         """Train to the end of the cursor's epoch, or until `stop` is set; either way saved."""
         config, cursor = self.config, self.cursor
         plan = plan_epoch(
-            self.num_tokens, self.max_tokens, config.batch_size, config.seed, cursor.epoch
+            self.run.num_tokens, self.run.max_tokens, config.batch_size, config.seed, cursor.epoch
         )
-        self.model.train()
+        self.run.learner.model.train()
         logged = time.monotonic()
         bar = tqdm(
             total=len(plan),
@@ -149,13 +122,11 @@ class Loop:
             disable=None if self.is_first else True,
         )
         while cursor.step < len(plan):
-            is_update = (cursor.step + 1) % config.accumulate == 0 or cursor.step + 1 == len(plan)
-            self._step(*plan[cursor.step], is_update)
-            cursor.step += 1
-            bar.update()
-            if not is_update:
-                continue
+            batches = plan[cursor.step : cursor.step + config.accumulate]
+            self._update(batches)
+            cursor.step += len(batches)
             cursor.updates += 1
+            bar.update(len(batches))
             if self.device.kind == "cpu" or cursor.updates % _READ_STEPS == 0:
                 self._read()
             if cursor.loss_count:
@@ -169,7 +140,7 @@ class Loop:
                     self.save(best=True)
                 if self._enough():
                     break
-                self.model.train()
+                self.run.learner.model.train()
             is_due = time.monotonic() - self.saved > 60 * config.checkpoint_minutes
             to_stop, is_due = self._in_any(stop.is_set(), is_due)
             if to_stop:
@@ -185,134 +156,102 @@ class Loop:
         """Which are set in any process: all must save at the same step."""
         if self.accelerator.num_processes == 1:
             return hosts.in_any(self.device, list(flags))
-        values = torch.tensor(flags, dtype=torch.float32, device=self.device.torch_device)
-        return (self.accelerator.reduce(values, "sum") > 0).tolist()
+        values = torch.tensor(flags, dtype=torch.uint8)
+        distributed.all_reduce(values, distributed.ReduceOp.MAX, self.group)
+        return values.bool().tolist()
 
-    def _step(self, width: int, rows: np.ndarray, is_update: bool) -> None:
-        config, accelerator = self.config, self.accelerator
-        made = make_batch(
-            self.data.train,
-            self.data.train_labels,
+    def _update(self, batches: Sequence[tuple[int, np.ndarray]]) -> None:
+        """Train on a group of batches, (row width, examples) each, and update once."""
+        update = _Update([], [])
+        for number, (width, rows) in enumerate(batches, 1):
+            made = self._make_batch(width, rows)
+            figures = train_step(
+                self.run.learner,
+                made,
+                share=1 / len(batches),
+                is_update=number == len(batches),
+            )
+            update.figures.append(runtime.launch(self.device, figures))
+            update.counts.append(made.num_sequences)
+            self.rate.add(made.batch)
+        self.run.scheduler.step()
+        self.pending.append(update)
+
+    def _make_batch(self, width: int, rows: np.ndarray) -> TrainingBatch:
+        config, data = self.config, self.run.data
+        return make_batch(
+            data.train,
+            data.train_labels,
             width,
             rows,
             kind=self.device.kind,
             batch_size=config.batch_size,
             num_devices=self.device.num_devices,
-            max_tokens=self.max_tokens,
+            max_tokens=self.run.max_tokens,
             augmentation=self.augmentation,
             seed=config.seed,
             epoch=self.cursor.epoch,
-            process_index=accelerator.process_index,
-            process_count=accelerator.num_processes,
+            process_index=self.accelerator.process_index,
+            process_count=self.accelerator.num_processes,
         )
-        batch = made.batch
-        ids, positions, segments, labels = (
-            runtime.put(self.device, array)
-            for array in (batch.input_ids, batch.positions, batch.segments, made.labels)
-        )
-        known = torch.from_numpy(made.known).to(self.device.torch_device)
-        if is_update or accelerator.num_processes == 1:
-            self._backward(ids, positions, segments, labels, known, batch)
-        else:
-            with accelerator.no_sync(self.model):
-                self._backward(ids, positions, segments, labels, known, batch)
-        norm = self._update() if is_update else torch.zeros((), device=self.device.torch_device)
-        self.pending.append((runtime.launch(self.device, self._figures(norm)), made.num_sequences))
-        self.rate.add(batch)
-
-    def _backward(
-        self, ids: Any, positions: Any, segments: Any, labels: Any, known: Any, batch: Any
-    ) -> None:
-        config = self.config
-        logits = self.model(ids, positions, segments, batch.num_segments, batch.runs)
-        loss = rank_loss(
-            logits,
-            labels,
-            known,
-            weights=config.rank_weights,
-            label_smoothing=config.label_smoothing,
-            log_priors=self.log_priors,
-            parents=self.parents,
-            consistency=config.consistency,
-        )
-        # Each process has a part of the sum; gradients are averaged over the processes.
-        scale = self.accelerator.num_processes / config.accumulate
-        self.accelerator.backward(loss.total * scale)
-        self.last_loss = loss
-
-    def _update(self) -> torch.Tensor:
-        norm = torch.nn.utils.clip_grad_norm_(self.trained, self.config.max_grad_norm)
-        if self.device.kind == "cpu":
-            if torch.isfinite(norm):
-                self.optimizer.step()
-        else:
-            self._step_where(torch.isfinite(norm))
-        self.scheduler.step()
-        self.optimizer.zero_grad()
-        return norm.detach()
-
-    def _figures(self, norm: torch.Tensor) -> torch.Tensor:
-        """Loss, gradient norm and loss of each rank in one tensor: one fetch instead of nine."""
-        loss = self.last_loss
-        return torch.cat([loss.total.detach()[None], norm[None], loss.per_rank.detach()])
-
-    @torch.no_grad()
-    def _step_where(self, good: torch.Tensor) -> None:
-        """Update where `good` holds, else change nothing; asking it would wait for the device."""
-        state = [
-            value
-            for values in self.optimizer.state.values()
-            for value in values.values()
-            if torch.is_tensor(value) and value.device.type != "cpu"
-        ]
-        # State that this step makes anew begins at zero, which a gradient of zero leaves.
-        for parameter in self.trained:
-            parameter.grad = torch.where(good, parameter.grad, 0.0)  # type: ignore[arg-type]
-        kept = [*self.trained, *state]
-        before = [value.clone() for value in kept]
-        self.optimizer.step()
-        for value, old in zip(kept, before, strict=True):
-            value.copy_(torch.where(good, value, old))
 
     def _read(self) -> None:
-        """Fetch what the device has accumulated since the last look."""
+        """Fetch and count what the device has computed since the last look."""
+        if not self.pending:
+            return
+        pending, self.pending = self.pending, []
+        values = self._fetch([each for update in pending for each in update.figures])
+        read = 0
+        for update in pending:
+            of_update = values[read : (read := read + len(update.counts))]
+            self._count(of_update[:, 0], of_update[-1, 1], update.counts)
+        if self.run.tracker.is_on:
+            self._track(*values[-1].tolist())
+
+    def _fetch(self, figures: list[torch.Tensor]) -> np.ndarray:
+        """Figures of several steps on the host, (steps, 9), summed over the processes."""
+        if self.device.kind == "xla":  # stacking would compile a program for every number of them
+            return np.stack([runtime.fetch(each) for each in figures])
+        stacked = torch.stack(figures)
+        if self.accelerator.num_processes > 1:
+            norms = stacked[:, 1].clone()  # the same in all
+            stacked = self.accelerator.reduce(stacked)
+            stacked[:, 1] = norms
+        return runtime.fetch(stacked)
+
+    def _count(self, losses: np.ndarray, norm: float, counts: list[int]) -> None:
+        """Add the losses of an update's batches, or leave it out if its gradient is not finite."""
         cursor = self.cursor
-        fetched = [(runtime.fetch(figures), count) for figures, count in self.pending]
-        self.pending.clear()
-        for figures, count in fetched:
-            loss, norm = figures[:2].tolist()
-            if self.accelerator.num_processes > 1:  # each has the loss of its share
-                loss = self.accelerator.reduce(torch.tensor(loss, device=self.device.torch_device))
-            if math.isfinite(norm):
-                self.bad_in_a_row = 0
-                cursor.loss_sum += float(loss) * count
+        if math.isfinite(norm):
+            self.bad_in_a_row = 0
+            for loss, count in zip(losses.tolist(), counts, strict=True):
+                cursor.loss_sum += loss * count
                 cursor.loss_count += count
-                continue
-            cursor.skipped += 1
-            self.bad_in_a_row += 1
-            log.warning("update %d: the gradient is not finite and is left out", cursor.updates)
-            if self.bad_in_a_row >= _NOT_FINITE_IN_A_ROW:
-                raise TrainingStopped(
-                    f"the gradient was not finite {self.bad_in_a_row} times in a row; the last "
-                    f"good checkpoint is {self.checkpoints.latest()}. Lower --learning-rate"
-                )
-        if fetched and self.tracker.is_on:
-            loss, norm, *per_rank = fetched[-1][0].tolist()
-            line = {
-                "train/loss": loss,
-                "train/gradient_norm": norm,
-                "train/learning_rate": self.scheduler.get_last_lr()[0],
-                "system/compiles": runtime.counters(self.device)["compiles"],
-                **self.rate.figures(),
-            }
-            ranks = zip(RANKS, per_rank, strict=True)
-            line |= {f"train/{rank}/loss": value for rank, value in ranks}
-            self.tracker.log(line, cursor.updates)
+            return
+        cursor.skipped += 1
+        self.bad_in_a_row += 1
+        log.warning("update %d: the gradient is not finite and is left out", cursor.updates)
+        if self.bad_in_a_row >= _NOT_FINITE_IN_A_ROW:
+            raise TrainingStopped(
+                f"the gradient was not finite {self.bad_in_a_row} times in a row; the last "
+                f"good checkpoint is {self.run.checkpoints.latest()}. Lower --learning-rate"
+            )
+
+    def _track(self, loss: float, norm: float, *per_rank: float) -> None:
+        line = {
+            "train/loss": loss,
+            "train/gradient_norm": norm,
+            "train/learning_rate": self.run.scheduler.get_last_lr()[0],
+            "system/compiles": runtime.counters(self.device)["compiles"],
+            **self.rate.figures(),
+        }
+        line |= {f"train/{rank}/loss": value for rank, value in zip(RANKS, per_rank, strict=True)}
+        self.run.tracker.log(line, self.cursor.updates)
 
     def save(self, best: bool = False) -> None:
         """Save a checkpoint of this moment."""
         self._read()
-        self.checkpoints.save(self.cursor.updates, best)
+        self.run.checkpoints.save(self.cursor.updates, best)
         self.saved = time.monotonic()
 
     def end_epoch(self) -> None:
@@ -330,7 +269,7 @@ class Loop:
         """Evaluate and write a line; whether it is the best so far."""
         self._read()
         cursor = self.cursor
-        figures = self.evaluate()
+        figures = self._evaluate()
         loss = cursor.loss_sum / max(1, cursor.loss_count)
         line = {
             "epoch": epoch,
@@ -340,9 +279,9 @@ class Loop:
             **{f"valid/{key}": value for key, value in figures.items()},
         }
         if self.accelerator.is_main_process:
-            self.history.add(line)
+            self.run.history.add(line)
             log.info("epoch %g: loss %.4f%s", epoch, loss, _accuracies(figures))
-        self.tracker.log(line, cursor.updates)
+        self.run.tracker.log(line, cursor.updates)
         value = figures.get(self.config.monitor, math.nan)
         if self.config.monitor.endswith(LOWER_IS_BETTER):
             value = -value
@@ -350,6 +289,10 @@ class Loop:
         cursor.best = value if is_best else cursor.best
         cursor.stale = 0 if is_best else cursor.stale + 1
         return is_best
+
+    def _evaluate(self) -> dict[str, float]:
+        run = self.run
+        return evaluate_part(run.accelerator, run.classifier, run.device, run.data, run.max_tokens)
 
     def _enough(self) -> bool:
         patience = self.config.patience

@@ -52,7 +52,7 @@ def main():
     from bioscan_xla.finetune import finetune
     from bioscan_xla.training.evaluation import predict
     from bioscan_xla.training.metrics import accuracy, evaluate
-    from bioscan_xla.training.run import prepare_data
+    from bioscan_xla.training.setup import prepare_data
 
     forms = ("as is", "shifted", "strand", "third")
     print(

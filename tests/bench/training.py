@@ -23,8 +23,7 @@ from bioscan_xla.options import FinetuneConfig
 from bioscan_xla.reads.lineages import RANKS
 from bioscan_xla.reads.tokens import load_tokenizer
 from bioscan_xla.sample import write_model
-from bioscan_xla.training.classifier import TaxonomyClassifier
-from bioscan_xla.training.lora import attach_adapter
+from bioscan_xla.training.classifier import TaxonomyClassifier, attach_adapter
 from bioscan_xla.training.loss import rank_loss
 
 BATCH = 16
@@ -103,7 +102,7 @@ def train_theirs(folder):
     """Seconds of the epoch, by the Trainer's own clock, batches grouped by length."""
     from transformers import Trainer, TrainingArguments
 
-    from bioscan_xla.training.run import prepare_data
+    from bioscan_xla.training.setup import prepare_data
 
     data = prepare_data(_config(folder, "unused"))
     tokenizer = load_tokenizer()
