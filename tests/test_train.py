@@ -121,7 +121,7 @@ def test_loaded_classifier_on_hugging_face_input_equals_training(options):
     from bioscan_xla.encode.runtime import open_device
     from bioscan_xla.training.evaluation import predict
 
-    ((wanted, _),) = predict(classifier, open_device("cpu", "float32"), sequences, 1000)
+    wanted, _ = predict(classifier, open_device("cpu", "float32"), sequences, 1000)
     for values, probabilities in zip(logits, wanted, strict=True):
         got = torch.softmax(values, -1).numpy()[:, : probabilities.shape[1]]
         np.testing.assert_allclose(got, probabilities, atol=1e-5)

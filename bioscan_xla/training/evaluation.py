@@ -77,6 +77,21 @@ def predict(
     device: runtime.Device,
     sequences: Sequence[str],
     max_tokens: int,
+) -> tuple[list[np.ndarray], np.ndarray]:
+    """Probabilities and vectors of some sequences at once; see `predict_batches`."""
+    parts = list(predict_batches(classifier, device, sequences, max_tokens))
+    if not parts:
+        counts = classifier.labels.num_classes
+        return [np.zeros((0, n), np.float32) for n in counts], np.zeros((0, 0), np.float32)
+    ranks = zip(*(probabilities for probabilities, _ in parts), strict=True)
+    return [np.concatenate(rank) for rank in ranks], np.concatenate([each for _, each in parts])
+
+
+def predict_batches(
+    classifier: TaxonomyClassifier,
+    device: runtime.Device,
+    sequences: Sequence[str],
+    max_tokens: int,
 ) -> Iterator[tuple[list[np.ndarray], np.ndarray]]:
     """Probabilities and vectors of cleaned sequences, in their order.
 
@@ -126,7 +141,8 @@ def predict_part(
     rows = np.arange(index, len(sequences), count)
     kept = np.linspace(0, len(sequences) - 1, min(len(sequences), _MOST_VECTORS)).astype(np.int64)
     parts, vectors, read = [], [np.zeros((0, 0), np.float32)], 0
-    for probabilities, found in predict(classifier, device, sequences[index::count], max_tokens):
+    share = sequences[index::count]
+    for probabilities, found in predict_batches(classifier, device, share, max_tokens):
         parts.append(Predictions.of(probabilities))
         is_kept = np.isin(rows[read : read + len(found)], kept)
         vectors = [each for each in vectors if len(each)] + [found[is_kept]]
