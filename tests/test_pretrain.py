@@ -1,5 +1,6 @@
 """Pre-training: the loss falls, and what is left is a model that the rest can use."""
 
+import dataclasses
 import json
 
 import pytest
@@ -31,6 +32,28 @@ def test_a_small_encoder_is_trained_and_can_be_used(tmp_path, capsys):
     )
     assert made["avg_vector_length"] == 32
     assert not list((tmp_path / "encoder").glob("*.bin"))
+
+
+def test_a_trained_encoder_is_never_written_over(tmp_path, monkeypatch):
+    path, output = tmp_path / "a.fasta", tmp_path / "encoder"
+    path.write_text("".join(f">s{n}\n{'ACGTTGCA' * (9 + n)}\n" for n in range(8)))
+    small = {"hidden": 16, "layers": 1, "heads": 2, "max_steps": 2, "device": "cpu"}
+    config = PretrainConfig(input=str(path), output=str(output), **small)
+    with monkeypatch.context() as stopped:
+        stopped.setattr("transformers.Trainer.train", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            pretrain(config)
+    assert not list(output.glob("*.safetensors"))  # nothing to show yet
+    first = pretrain(config)
+    weights = (output / "model.safetensors").read_bytes()
+    monkeypatch.setattr("transformers.Trainer.train", lambda *_, **__: 1 / 0)
+    assert pretrain(config) == first
+    with pytest.raises(ConfigError, match=r"another pre-training run:\n  seed: there 0, here 1"):
+        pretrain(dataclasses.replace(config, seed=1))
+    (output / "pretraining.json").unlink()  # as every other model folder
+    with pytest.raises(ConfigError, match="already holds a model"):
+        pretrain(config)
+    assert (output / "model.safetensors").read_bytes() == weights
 
 
 def test_mistakes_are_told(tmp_path):

@@ -3,9 +3,17 @@
 Input: unlabelled sequences. Output: a model folder in the Hugging Face format, for `--model`.
 It is Nucleotide Transformer's recipe (15 % of the 6-mers masked) at a size that a workstation
 trains; transformers' Trainer does the work and resumes from its own checkpoints.
+Invariants: weights are written when training has ended, never over another model; a run with
+other options or sequences is refused.
 """
 
+import dataclasses
+import hashlib
+import json
 import logging
+import shutil
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +28,19 @@ from transformers import (
 
 from ..encode.model import no_bars
 from ..encode.packing import FIRST_POSITION
-from ..errors import InputError
+from ..errors import ConfigError, InputError
 from ..options import PretrainConfig
 from ..reads.files import metadata_schema
 from ..reads.inputs import expand_inputs
 from ..reads.raw import read_options
 from ..reads.records import read_chunks
-from ..reads.tokens import load_tokenizer, tokenize
+from ..reads.tokens import load_tokenizer, save_tokenizer, tokenize
 from ..sample import write_model
 from .data import Augmentation
 
 log = logging.getLogger("bioscan_xla.pretrain")
 
+_RECORD = "pretraining.json"
 _MASKED = 0.15  # Dalla-Torre et al. (2024), https://doi.org/10.1038/s41592-024-02523-z
 
 
@@ -65,10 +74,14 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
     if not sequences:
         raise InputError(f"{sources[0]}: no usable sequence")
     output = Path(config.output)
-    write_model(output, config.hidden, config.layers, config.heads, config.seed)
-    with no_bars():
-        model = AutoModelForMaskedLM.from_pretrained(output)
-    tokenizer = load_tokenizer(output)
+    finished = _claim(output, config, sequences)
+    if finished is not None:
+        log.info("%s is finished: nothing to do", output)
+        return finished
+    with tempfile.TemporaryDirectory() as begun, no_bars():
+        write_model(begun, config.hidden, config.layers, config.heads, config.seed)
+        model = AutoModelForMaskedLM.from_pretrained(begun)
+    tokenizer = load_tokenizer()
     data = _Sequences(sequences, model.config.max_position_embeddings - FIRST_POSITION, config.seed)
     arguments = TrainingArguments(
         str(output / "checkpoints"),
@@ -95,12 +108,69 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
     )
     found = any((output / "checkpoints").glob("checkpoint-*"))
     result = trainer.train(resume_from_checkpoint=found or None)
-    with no_bars():
-        model.save_pretrained(output)
-    return {
+    figures = {
         "sequences": len(sequences),
         "epochs": round(result.metrics["epoch"], 3),
         "loss": result.metrics["train_loss"],
         "seconds": result.metrics["train_runtime"],
         "model_path": str(output),
     }
+    _write_whole(output, model, config, sequences, figures)
+    return figures
+
+
+def _claim(output: Path, config: PretrainConfig, sequences: Sequence[str]) -> dict[str, Any] | None:
+    """Take the folder for this run, or refuse; the figures of the run if it is finished.
+
+    Raises:
+        ConfigError: the folder has a model, or a run with other options or sequences.
+    """
+    path = output / _RECORD
+    if not path.is_file():
+        if any(any(output.glob(name)) for name in ("*.safetensors", "*.bin", "checkpoints")):
+            raise ConfigError(
+                f"{output}: already holds a model or checkpoints of something else; take another "
+                "--output"
+            )
+        output.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(_identity(config, sequences), indent=1) + "\n")
+        return None
+    theirs = json.loads(path.read_text())
+    finished = theirs.pop("result", None)
+    ours = _identity(config, sequences)
+    lines = [
+        f"  {key}: there {theirs.get(key)!r}, here {value!r}"
+        for key, value in ours.items()
+        if theirs.get(key) != value
+    ]
+    if lines:
+        raise ConfigError(
+            f"{output}: belongs to another pre-training run:\n"
+            + "\n".join(lines)
+            + "\nUse the same options to go on, or another --output to begin anew"
+        )
+    return None if finished is None else finished | {"model_path": str(output)}
+
+
+def _identity(config: PretrainConfig, sequences: Sequence[str]) -> dict[str, Any]:
+    """What must be the same for a run to be resumed."""
+    left_out = ("input", "output", "columns", "device")
+    options = {key: v for key, v in dataclasses.asdict(config).items() if key not in left_out}
+    digest = hashlib.sha256("\n".join(sequences).encode()).hexdigest()
+    return options | {"sequences": f"{len(sequences)}, hash {digest[:16]}"}
+
+
+def _write_whole(
+    output: Path, model: Any, config: PretrainConfig, sequences: Sequence[str], figures: dict
+) -> None:
+    """Write the model beside its place, then move it there; the record last."""
+    part = output / "part"
+    shutil.rmtree(part, ignore_errors=True)
+    with no_bars():
+        model.save_pretrained(part)
+    save_tokenizer(part)
+    record = _identity(config, sequences) | {"result": figures}
+    (part / _RECORD).write_text(json.dumps(record, indent=1) + "\n")
+    for path in sorted(part.iterdir(), key=lambda path: path.name == _RECORD):
+        path.replace(output / path.name)
+    part.rmdir()
