@@ -11,6 +11,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Collection, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,8 @@ from .cli import run_command
 from .errors import SyncError
 from .options import SyncConfig
 from .reads.inputs import UNFINISHED
-from .table.mirror import foreign_tables, is_manifest
-from .transfer.engine import Engine, local_folder, open_engine
+from .table.mirror import copy_order, foreign_tables, is_manifest
+from .transfer.engine import Engine, check_names, check_targets, local_folder, open_engine
 
 log = logging.getLogger("bioscan_xla.sync")
 
@@ -30,12 +31,7 @@ _LOG_SECONDS = 60.0
 
 
 def sync(
-    source: str,
-    destination: str,
-    *,
-    delete: bool = False,
-    dry_run: bool = False,
-    without_rclone: bool = False,
+    source: str, destination: str, *, delete: bool = False, dry_run: bool = False
 ) -> dict[str, Any]:
     """Bring a destination up to a source.
 
@@ -44,7 +40,6 @@ def sync(
         destination: a folder, a URL or a remote; what a copied file is called stays the same.
         delete: also delete at the destination what the source has not.
         dry_run: only tell what would be done.
-        without_rclone: take fsspec though rclone is installed.
 
     Returns:
         `copied`, `bytes`, `kept` (there already), `deleted` (files), `to_copy`, `to_delete`
@@ -56,10 +51,10 @@ def sync(
     """
     started = time.monotonic()
     source, only = _check_places(source, destination)
-    engine = open_engine(source, destination, only, without_rclone)
+    engine = open_engine(source, destination, only)
     if only is None and local_folder(source) is None and engine.is_file():
         source, only = _split(source)
-        engine = open_engine(source, destination, only, without_rclone)
+        engine = open_engine(source, destination, only)
     if delete and only is not None:
         raise SyncError(f"{only}: is one file; --delete is for folders")
     ours = _list_source(engine)
@@ -72,13 +67,15 @@ def sync(
         _refuse_foreign(ours, there, set(both) - changed, destination)
     to_copy = [name for name in ours if name not in there or name in changed or name not in both]
     to_delete = sorted(set(there) - set(ours)) if delete else []
+    if (folder := local_folder(destination)) is not None:
+        check_targets(folder, [*to_copy, *to_delete, f"{UNFINISHED}/a"])
     result = {
         "copied": 0 if dry_run else len(to_copy),
         "bytes": sum(ours[name] for name in to_copy),
         "kept": len(ours) - len(to_copy),
         "deleted": 0 if dry_run else len(to_delete),
-        "to_copy": _ordered(to_copy, manifests_last=True),
-        "to_delete": _ordered(to_delete, manifests_last=False),
+        "to_copy": [*chain(*copy_order(to_copy))],
+        "to_delete": [*chain(*copy_order(to_delete)[::-1])],
         "engine": engine.name,
     }
     if not dry_run:
@@ -88,11 +85,13 @@ def sync(
 
 def _list_source(engine: Engine) -> dict[str, int]:
     found = engine.files(at_source=True)
+    check_names(found)
     manifests = {name: size for name, size in found.items() if is_manifest(Path(name))}
     if manifests:
         # Listed again: all files that these manifests name are in the later list, even of a table
         # that is being written.
         found = engine.files(at_source=True)
+        check_names(found)
     others = {name: size for name, size in found.items() if not is_manifest(Path(name))}
     return {
         name: size
@@ -162,10 +161,6 @@ def _split(address: str) -> tuple[str, str]:
     return head + mark if mark == ":" else head, name
 
 
-def _ordered(names: Sequence[str], manifests_last: bool) -> list[str]:
-    return sorted(names, key=lambda name: (is_manifest(Path(name)) == manifests_last, name))
-
-
 def _carry_out(engine: Engine, result: dict[str, Any]) -> None:
     names = result["to_copy"]
     if names:
@@ -174,8 +169,7 @@ def _carry_out(engine: Engine, result: dict[str, Any]) -> None:
         total=result["bytes"], unit="B", unit_scale=True, desc="copying", leave=False, disable=None
     ) as bar:
         count = _counter(bar, result["bytes"])
-        for manifests in (False, True):
-            part = [name for name in names if is_manifest(Path(name)) == manifests]
+        for part in copy_order(names):
             if part:
                 engine.copy(part, count)
             if wrong := engine.different(part) if part else []:
@@ -184,8 +178,7 @@ def _carry_out(engine: Engine, result: dict[str, Any]) -> None:
                     "destination after the copy, or deleted at the source meanwhile; run the same "
                     "command again"
                 )
-    for manifests in (True, False):
-        part = [name for name in result["to_delete"] if is_manifest(Path(name)) == manifests]
+    for part in reversed(copy_order(result["to_delete"])):
         if part:
             engine.delete(part)
 

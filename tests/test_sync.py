@@ -11,6 +11,7 @@ import sys
 import time
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import lancedb
 import numpy as np
@@ -29,6 +30,15 @@ ENGINES = [
     pytest.param(False, id="rclone", marks=needs_rclone),
     pytest.param(True, id="fsspec"),
 ]
+
+
+@pytest.fixture
+def without_rclone(request, monkeypatch):
+    """Whether fsspec is to copy, as it does where rclone is not installed."""
+    hidden = getattr(request, "param", True)
+    if hidden:
+        monkeypatch.setattr(transfer, "shutil", SimpleNamespace(which=lambda _: None))
+    return hidden
 
 
 def content(folder):
@@ -75,50 +85,47 @@ def database(tmp_path):
     return folder
 
 
-@pytest.mark.parametrize("without_rclone", ENGINES)
+@pytest.mark.parametrize("without_rclone", ENGINES, indirect=True)
 def test_all_arrives_and_only_what_changed_is_copied_again(database, tmp_path, without_rclone):
     copy = tmp_path / "copy"
-    options = {"without_rclone": without_rclone}
-    first = sync(str(database), str(copy), **options)
+    first = sync(str(database), str(copy))
     assert content(copy) == content(database)
     assert first["copied"] == len(content(database))
     assert count_rows(copy) == 120
 
-    again = sync(str(database), str(copy), **options)
+    again = sync(str(database), str(copy))
     assert (again["copied"], again["kept"]) == (0, first["copied"])
 
     # Truncated, and changed at the same size: both are mended.
     data = sorted((copy / "embeddings.lance" / "data").iterdir())
     os.truncate(data[0], 10)
     (copy / "rejected.parquet").write_bytes(b"set_aside")
-    assert set(sync(str(database), str(copy), **options)["to_copy"]) == {
+    assert set(sync(str(database), str(copy))["to_copy"]) == {
         data[0].relative_to(copy).as_posix(),
         "rejected.parquet",
     }
     assert content(copy) == content(database)
 
 
-@pytest.mark.parametrize("without_rclone", ENGINES)
+@pytest.mark.parametrize("without_rclone", ENGINES, indirect=True)
 def test_nothing_is_deleted_unless_told(database, tmp_path, without_rclone):
     copy = tmp_path / "copy"
-    sync(str(database), str(copy), without_rclone=without_rclone)
+    sync(str(database), str(copy))
     (copy / "notes.txt").write_text("mine")
-    sync(str(database), str(copy), without_rclone=without_rclone)
+    sync(str(database), str(copy))
     assert (copy / "notes.txt").exists()
-    planned = sync(
-        str(database), str(copy), delete=True, dry_run=True, without_rclone=without_rclone
-    )
+    planned = sync(str(database), str(copy), delete=True, dry_run=True)
     assert planned["to_delete"] == ["notes.txt"]
     assert "delete  notes.txt" in command.summary(planned, True)
     assert (copy / "notes.txt").exists()
-    sync(str(database), str(copy), delete=True, without_rclone=without_rclone)
+    sync(str(database), str(copy), delete=True)
     assert content(copy) == content(database)
 
 
-@pytest.mark.parametrize("without_rclone", ENGINES)
+@pytest.mark.parametrize("without_rclone", ENGINES, indirect=True)
 def test_the_table_is_readable_after_every_file(database, tmp_path, monkeypatch, without_rclone):
     copy = tmp_path / "copy"
-    sync(str(database), str(copy), without_rclone=without_rclone)
+    sync(str(database), str(copy))
     add_rows(database, 60)
     add_rows(database, 70)
     connection = lancedb.connect(str(database))
@@ -140,14 +147,14 @@ def test_the_table_is_readable_after_every_file(database, tmp_path, monkeypatch,
 
     monkeypatch.setattr(kind, "copy", copy_each)
     monkeypatch.setattr(kind, "delete", delete_each)
-    result = sync(str(database), str(copy), delete=True, without_rclone=without_rclone)
+    result = sync(str(database), str(copy), delete=True)
     assert result["deleted"] > 0
     assert len(seen) > 4
     assert set(seen) == {120, 250}
     assert content(copy) == content(database)
 
 
-@pytest.mark.parametrize("without_rclone", ENGINES)
+@pytest.mark.parametrize("without_rclone", ENGINES, indirect=True)
 def test_a_file_that_arrives_changed_is_told(database, tmp_path, monkeypatch, without_rclone):
     copy = tmp_path / "copy"
     kind = transfer.Fsspec if without_rclone else transfer.Rclone
@@ -160,7 +167,7 @@ def test_a_file_that_arrives_changed_is_told(database, tmp_path, monkeypatch, wi
 
     monkeypatch.setattr(kind, "copy", spoil)
     with pytest.raises(SyncError, match="not the same at the destination"):
-        sync(str(database), str(copy), without_rclone=without_rclone)
+        sync(str(database), str(copy))
     # The manifests were held back: no reader meets the spoilt file.
     assert count_rows(copy) == 0
 
@@ -184,17 +191,17 @@ def test_what_cannot_be_is_refused(database, tmp_path, capsys):
             sync(str(database), "drive:copy")
 
 
-@pytest.mark.parametrize("without_rclone", ENGINES)
+@pytest.mark.parametrize("without_rclone", ENGINES, indirect=True)
 def test_one_file(tmp_path, without_rclone):
     (tmp_path / "a").mkdir()
     for name in ("reads.fasta", "others.fasta"):
         (tmp_path / "a" / name).write_text(">s\nACGT\n")
     (tmp_path / "b").mkdir()
-    sync(str(tmp_path / "a/reads.fasta"), str(tmp_path / "b"), without_rclone=without_rclone)
+    sync(str(tmp_path / "a/reads.fasta"), str(tmp_path / "b"))
     assert set(content(tmp_path / "b")) == {"reads.fasta"}
 
 
-@pytest.mark.parametrize("without_rclone", ENGINES)
+@pytest.mark.parametrize("without_rclone", ENGINES, indirect=True)
 def test_a_newer_table_is_not_buried(database, tmp_path, without_rclone):
     """Its manifests would stay on top, and readers would go on seeing it."""
     copy = tmp_path / "copy"
@@ -202,14 +209,14 @@ def test_a_newer_table_is_not_buried(database, tmp_path, without_rclone):
     add_rows(copy, 60)
     before = content(copy)
     with pytest.raises(SyncError, match=r"is at version 4 there and at 3 in .*: it is newer"):
-        sync(str(database), str(copy), without_rclone=without_rclone)
+        sync(str(database), str(copy))
     assert content(copy) == before
-    sync(str(database), str(copy), delete=True, without_rclone=without_rclone)
+    sync(str(database), str(copy), delete=True)
     assert content(copy) == content(database)
     assert count_rows(copy) == 120
 
 
-@pytest.mark.parametrize("without_rclone", ENGINES)
+@pytest.mark.parametrize("without_rclone", ENGINES, indirect=True)
 @pytest.mark.parametrize("more", [0, 3])
 def test_another_table_of_the_same_name_is_not_replaced(database, tmp_path, without_rclone, more):
     """Neither at the same version nor below ours, which would hide it from every reader."""
@@ -217,16 +224,16 @@ def test_another_table_of_the_same_name_is_not_replaced(database, tmp_path, with
     for count in (5, 6, 7, *[8] * more):
         add_rows(other, count)
     copy = tmp_path / "copy"
-    sync(str(database), str(copy), without_rclone=without_rclone)
+    sync(str(database), str(copy))
     before = content(copy)
     with pytest.raises(SyncError, match=r"has another version 3 .* or another table"):
-        sync(str(other), str(copy), without_rclone=without_rclone)
+        sync(str(other), str(copy))
     assert content(copy) == before
-    sync(str(other), str(copy), delete=True, without_rclone=without_rclone)
+    sync(str(other), str(copy), delete=True)
     assert content(copy) == content(other)
 
 
-@pytest.mark.parametrize("without_rclone", ENGINES)
+@pytest.mark.parametrize("without_rclone", ENGINES, indirect=True)
 def test_what_cannot_be_copied_is_told(tmp_path, without_rclone):
     source = tmp_path / "source"
     (source / "inside").mkdir(parents=True)
@@ -237,14 +244,14 @@ def test_what_cannot_be_copied_is_told(tmp_path, without_rclone):
     ):
         path.symlink_to(target)
         with pytest.raises(SyncError, match=message):
-            sync(str(source), str(tmp_path / "copy"), without_rclone=without_rclone)
+            sync(str(source), str(tmp_path / "copy"))
         path.unlink()
     for name in (b"two\nlines", b"latin\xe9"):
         path = os.path.join(os.fsencode(source), name)
         with open(path, "wb"):
             pass
         with pytest.raises(SyncError, match="rename the file"):
-            sync(str(source), str(tmp_path / "copy"), without_rclone=without_rclone)
+            sync(str(source), str(tmp_path / "copy"))
         os.unlink(path)
     assert not (tmp_path / "copy").exists()
 
@@ -267,17 +274,17 @@ def test_what_is_whole_is_not_held_back(tmp_path, monkeypatch):
     assert content(tmp_path / "copy") == content(source)
 
 
-@pytest.mark.parametrize("without_rclone", ENGINES)
+@pytest.mark.parametrize("without_rclone", ENGINES, indirect=True)
 def test_a_deleted_table_leaves_no_folder(database, tmp_path, without_rclone):
     """LanceDB would take it for a table."""
     copy = tmp_path / "copy"
     shutil.copytree(database, copy)
     shutil.copytree(copy / "embeddings.lance", copy / "dropped.lance")
-    sync(str(database), str(copy), delete=True, without_rclone=without_rclone)
+    sync(str(database), str(copy), delete=True)
     assert lancedb.connect(str(copy)).list_tables().tables == ["embeddings"]
 
 
-@pytest.mark.parametrize("without_rclone", ENGINES)
+@pytest.mark.parametrize("without_rclone", ENGINES, indirect=True)
 def test_links_are_followed_and_no_name_is_passed_over(tmp_path, without_rclone):
     """A model from the Hugging Face cache is a folder of links."""
     source, copy = tmp_path / "model", tmp_path / "copy"
@@ -285,12 +292,12 @@ def test_links_are_followed_and_no_name_is_passed_over(tmp_path, without_rclone)
     (tmp_path / "blob").write_bytes(b"weights")
     (source / "model.safetensors").symlink_to(tmp_path / "blob")
     (source / "download.part").write_bytes(b"mine")
-    sync(str(source), str(copy), without_rclone=without_rclone)
+    sync(str(source), str(copy))
     assert content(copy) == content(source)
     assert not (copy / "model.safetensors").is_symlink()
 
 
-@pytest.mark.parametrize("without_rclone", ENGINES)
+@pytest.mark.parametrize("without_rclone", ENGINES, indirect=True)
 def test_a_file_deleted_meanwhile_holds_the_manifests_back(
     database, tmp_path, monkeypatch, without_rclone
 ):
@@ -306,14 +313,15 @@ def test_a_file_deleted_meanwhile_holds_the_manifests_back(
 
     monkeypatch.setattr(kind, "copy", compact_first)
     with pytest.raises(SyncError, match="run the same command again"):
-        sync(str(database), str(copy), without_rclone=without_rclone)
+        sync(str(database), str(copy))
     assert not (copy / "embeddings.lance" / "_versions").exists()
 
 
+@pytest.mark.usefixtures("without_rclone")
 def test_a_folder_that_cannot_be_read_is_not_an_empty_one(database, tmp_path, monkeypatch):
     """With --delete the copy of what it holds would go."""
     copy = tmp_path / "copy"
-    sync(str(database), str(copy), without_rclone=True)
+    sync(str(database), str(copy))
     before = content(copy)
     whole = os.scandir
 
@@ -324,7 +332,7 @@ def test_a_folder_that_cannot_be_read_is_not_an_empty_one(database, tmp_path, mo
 
     monkeypatch.setattr(os, "scandir", broken)
     with pytest.raises(SyncError, match="cannot be read"):
-        sync(str(database), str(copy), delete=True, without_rclone=True)
+        sync(str(database), str(copy), delete=True)
     monkeypatch.undo()
     assert content(copy) == before
 
@@ -332,14 +340,62 @@ def test_a_folder_that_cannot_be_read_is_not_an_empty_one(database, tmp_path, mo
 def test_a_dead_mount_is_told(database, tmp_path, monkeypatch, capsys):
     whole = Path.stat
 
-    def dead(path, **options):
+    def dead(path):
         if path == database:
             raise OSError(107, "Transport endpoint is not connected", str(path))
-        return whole(path, **options)
+        return whole(path)
 
     monkeypatch.setattr(Path, "stat", dead)
     assert command.main([str(database), str(tmp_path / "copy")]) == 1
     assert "not connected; mount the drive again" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "name", ["../../evil.txt", "a/../../evil.txt", "/etc/evil", "a//b", ".", "a\\..\\evil", "a/.."]
+)
+@pytest.mark.parametrize("kind", ["Fsspec", "Rclone"])
+def test_a_name_that_leads_out_of_the_destination_is_refused(tmp_path, monkeypatch, name, kind):
+    """The keys of a store are free text; nothing is copied, not even what has a good name."""
+
+    class Store(getattr(transfer, kind)):
+        def files(self, at_source):
+            return {"good.txt": 1, name: 5} if at_source else {}
+
+        def copy(self, names, on_bytes):
+            raise AssertionError("copied")
+
+        different = is_file = lambda self, *_: False
+
+    is_rclone = kind == "Rclone"
+    monkeypatch.setattr(transfer, kind, Store)
+    monkeypatch.setattr(
+        transfer, "shutil", SimpleNamespace(which=lambda _: "rclone" if is_rclone else None)
+    )
+    source = "drive:bucket" if is_rclone else "memory://bucket"
+    for options in ({}, {"dry_run": True}, {"delete": True}):
+        with pytest.raises(SyncError, match="could lead out of the destination"):
+            sync(source, str(tmp_path / "copy"), **options)
+    assert not (tmp_path / "copy").exists()
+
+
+@pytest.mark.parametrize("without_rclone", ENGINES, indirect=True)
+def test_a_link_at_the_destination_that_leads_out_is_refused(tmp_path, without_rclone):
+    source, copy, outside = (tmp_path / name for name in ("source", "copy", "outside"))
+    for folder in (source / "a/b", copy, outside):
+        folder.mkdir(parents=True)
+    (source / "a/b/reads.fasta").write_text(">s\nACGT\n")
+    (source / "first.fasta").write_text(">s\nACGT\n")
+    (copy / "a").symlink_to(outside)
+    with pytest.raises(SyncError, match="leads out of the destination"):
+        sync(str(source), str(copy))
+    assert not content(outside)
+    assert not (copy / "first.fasta").exists()
+    (copy / "a").unlink()
+    (copy / "gone").symlink_to(outside)
+    (outside / "precious.txt").write_text("mine")
+    with pytest.raises(SyncError, match="leads out of the destination"):
+        sync(str(source), str(copy), delete=True)
+    assert content(outside)
 
 
 def _free_port():
@@ -383,18 +439,17 @@ def s3(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("without_rclone", ENGINES)
+@pytest.mark.parametrize("without_rclone", ENGINES, indirect=True)
 def test_up_to_s3_and_down_again(s3, database, tmp_path, without_rclone):
     (database / "large.bin").write_bytes(os.urandom(11 << 20))  # in several parts
     address = f"{s3}/{'fsspec' if without_rclone else 'rclone'}"
-    options = {"without_rclone": without_rclone}
-    assert sync(str(database), address, **options)["copied"] == len(content(database))
-    assert sync(str(database), address, **options)["copied"] == 0
-    sync(address, str(tmp_path / "down"), **options)
+    assert sync(str(database), address)["copied"] == len(content(database))
+    assert sync(str(database), address)["copied"] == 0
+    sync(address, str(tmp_path / "down"))
     assert content(tmp_path / "down") == content(database)
     assert count_rows(tmp_path / "down") == 120
     with pytest.raises(SyncError, match="not there or holds no file"):
-        sync(f"{s3}/nothing", str(tmp_path / "nothing"), **options)
+        sync(f"{s3}/nothing", str(tmp_path / "nothing"))
 
 
 @pytest.fixture(scope="module")
@@ -422,37 +477,49 @@ def gs():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("without_rclone", ENGINES)
+@pytest.mark.parametrize("without_rclone", ENGINES, indirect=True)
 def test_up_to_gs_and_down_again(gs, database, tmp_path, without_rclone):
     if without_rclone:  # rclone's way with large files is one that this server does not know
         (database / "large.bin").write_bytes(os.urandom(11 << 20))
     address = f"{gs}/{'fsspec' if without_rclone else 'rclone'}"
-    options = {"without_rclone": without_rclone}
-    result = sync(str(database), address, **options)
+    result = sync(str(database), address)
     assert result["engine"] == ("fsspec" if without_rclone else "rclone")
     assert result["copied"] == len(content(database))
-    assert sync(str(database), address, **options)["copied"] == 0
-    sync(address, str(tmp_path / "down"), **options)
+    assert sync(str(database), address)["copied"] == 0
+    sync(address, str(tmp_path / "down"))
     assert content(tmp_path / "down") == content(database)
     assert count_rows(tmp_path / "down") == 120
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("without_rclone", ENGINES)
+@pytest.mark.parametrize("without_rclone", ENGINES, indirect=True)
 def test_what_s3_must_not_do(s3, database, tmp_path, without_rclone):
     import s3fs
 
-    options = {"without_rclone": without_rclone}
     with pytest.raises(SyncError, match="bucket does not exist"):
-        sync(str(database), "s3://mistyped/copy", **options)
+        sync(str(database), "s3://mistyped/copy")
     assert not s3fs.S3FileSystem(use_listings_cache=False).exists("mistyped")
-    sync(str(database / "rejected.parquet"), f"{s3}/one", **options)
+    sync(str(database / "rejected.parquet"), f"{s3}/one")
     with pytest.raises(SyncError, match="inside the other"):
-        sync(f"{s3}/one", f"{s3}/one/two", **options)
+        sync(f"{s3}/one", f"{s3}/one/two")
     (tmp_path / "note.txt").write_text("no sequences")
-    sync(str(tmp_path / "note.txt"), f"{s3}/one", **options)
-    assert sync(f"{s3}/one/note.txt", str(tmp_path / "down"), **options)["copied"] == 1
+    sync(str(tmp_path / "note.txt"), f"{s3}/one")
+    assert sync(f"{s3}/one/note.txt", str(tmp_path / "down"))["copied"] == 1
     assert set(content(tmp_path / "down")) == {"note.txt"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("without_rclone", ENGINES, indirect=True)
+def test_a_key_of_s3_that_leads_out_is_refused(s3, tmp_path, without_rclone):
+    import s3fs
+
+    filesystem = s3fs.S3FileSystem(use_listings_cache=False)
+    for key in ("bad/good.txt", "bad/../../evil.txt"):
+        filesystem.call_s3("put_object", Bucket="samples", Key=key, Body=b"evil")
+    (tmp_path / "a/b").mkdir(parents=True)
+    with pytest.raises(SyncError, match="could lead out of the destination"):
+        sync(f"{s3}/bad", str(tmp_path / "a/b/down"))
+    assert not content(tmp_path)
 
 
 @pytest.fixture
@@ -469,16 +536,15 @@ def without_checksum(s3):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("without_rclone", ENGINES)
+@pytest.mark.parametrize("without_rclone", ENGINES, indirect=True)
 def test_bytes_are_compared_where_there_is_no_checksum(without_checksum, tmp_path, without_rclone):
     address, before = without_checksum
-    options = {"without_rclone": without_rclone}
     down = tmp_path / "down"
-    sync(address, str(down), **options)
+    sync(address, str(down))
     assert (down / "large.bin").read_bytes() == before
-    assert sync(str(down), address, **options)["copied"] == 0
+    assert sync(str(down), address)["copied"] == 0
     (down / "large.bin").write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
-    assert sync(address, str(tmp_path / "down"), **options)["copied"] == 1
+    assert sync(address, str(tmp_path / "down"))["copied"] == 1
     assert (down / "large.bin").read_bytes() == before
 
 
@@ -497,7 +563,7 @@ def test_a_staged_file_of_the_right_size_is_not_trusted(without_checksum, tmp_pa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("without_rclone", ENGINES)
+@pytest.mark.parametrize("without_rclone", ENGINES, indirect=True)
 def test_missing_credentials_are_told(s3, tmp_path, monkeypatch, without_rclone):
     import s3fs
 
@@ -507,13 +573,14 @@ def test_missing_credentials_are_told(s3, tmp_path, monkeypatch, without_rclone)
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
     s3fs.S3FileSystem.clear_instance_cache()
     with pytest.raises(SyncError, match="the credentials"):
-        sync(s3, str(tmp_path / "down"), without_rclone=without_rclone)
+        sync(s3, str(tmp_path / "down"))
     with pytest.raises(InputError, match="the credentials"):
         expand_inputs(f"{s3}/reads.parquet")
     s3fs.S3FileSystem.clear_instance_cache()
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("without_rclone")
 def test_a_broken_upload_leaves_no_object(s3, tmp_path, monkeypatch):
     import s3fs
 
@@ -523,7 +590,7 @@ def test_a_broken_upload_leaves_no_object(s3, tmp_path, monkeypatch):
     def stop(count):
         raise KeyboardInterrupt
 
-    engine = transfer.open_engine(str(tmp_path / "source"), f"{s3}/broken", without_rclone=True)
+    engine = transfer.open_engine(str(tmp_path / "source"), f"{s3}/broken")
     with pytest.raises(KeyboardInterrupt):
         engine.copy(["large.bin"], stop)
     assert not s3fs.S3FileSystem(use_listings_cache=False).exists("samples/broken/large.bin")

@@ -29,18 +29,18 @@ def copy_database(source: str | Path, destination: str | Path) -> int:
         Number of files copied.
     """
     source, destination = Path(source), Path(destination)
-    # Listed first: all that these manifests name exists already.
-    manifests = _files(source, manifests=True)
-    others = _files(source, manifests=False)
+    # Manifests are listed first: all that they name exists already.
+    _, manifests = copy_order(_files(source))
+    others, _ = copy_order(_files(source))
     copied = 0
     for name in [*others, *manifests]:
         copied += _copy_file(source / name, destination / name)
-    kept = {*manifests, *others}
-    for stale in (True, False):
-        for name in _files(destination, manifests=stale):
-            ours = name.parts[0].endswith(".lance") and (source / name.parts[0]).is_dir()
-            if ours and name not in kept and not (source / name).exists():
-                (destination / name).unlink(missing_ok=True)
+    stale_others, stale_manifests = copy_order(set(_files(destination)) - {*others, *manifests})
+    for name in [*stale_manifests, *stale_others]:
+        table = name.split("/")[0]
+        ours = table.endswith(".lance") and (source / table).is_dir()
+        if ours and not (source / name).exists():
+            (destination / name).unlink(missing_ok=True)
     return copied
 
 
@@ -91,17 +91,29 @@ def _table_of(name: str) -> str | None:
     return match.group(1) if match else None
 
 
+def copy_order(names: Iterable[str]) -> tuple[list[str], list[str]]:
+    """The files of tables in the order in which they are copied: the manifests come last.
+
+    A manifest names other files, so a reader must never meet one before them. To delete, take the
+    two lists the other way round.
+    """
+    parts: tuple[list[str], list[str]] = ([], [])
+    for name in sorted(names):
+        parts[is_manifest(Path(name))].append(name)
+    return parts
+
+
 def is_manifest(path: Path) -> bool:
     """True for the files of a table that name its other files."""
     return "_versions" in path.parts
 
 
-def _files(folder: Path, manifests: bool) -> list[Path]:
-    return sorted(
-        path.relative_to(folder)
+def _files(folder: Path) -> list[str]:
+    return [
+        path.relative_to(folder).as_posix()
         for path in folder.rglob("*")
-        if path.is_file() and not path.name.endswith(UNFINISHED) and is_manifest(path) == manifests
-    )
+        if path.is_file() and not path.name.endswith(UNFINISHED)
+    ]
 
 
 def _copy_file(source: Path, destination: Path) -> bool:
@@ -149,10 +161,7 @@ def check_mirror(database: str | Path, mirror: str | Path) -> None:
             f"{mirror}: {mirror.parent} does not exist; is the drive mounted? Else make that "
             "folder first"
         )
-    ours, there = (
-        {path.as_posix() for kind in (True, False) for path in _files(Path(folder), kind)}
-        for folder in (database, mirror)
-    )
+    ours, there = (set(_files(Path(folder))) for folder in (database, mirror))
     foreign = foreign_tables(
         ours,
         there,

@@ -6,7 +6,7 @@ credentials come from the environment and are never part of a command line.
 """
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -37,23 +37,20 @@ class Engine(Protocol):
         """Delete files at the destination."""
 
 
-def open_engine(
-    source: str, destination: str, only: str | None = None, without_rclone: bool = False
-) -> Engine:
+def open_engine(source: str, destination: str, only: str | None = None) -> Engine:
     """The engine for two addresses: folders, `gs://`, `s3://` and other URLs, rclone remotes.
 
     Args:
         source: folder, URL or remote.
         destination: folder, URL or remote.
         only: the one file of the source that is meant; no other is listed.
-        without_rclone: take fsspec though rclone is installed.
 
     Raises:
         SyncError: a remote of rclone's, and rclone is not installed.
         InputError: a kind of URL whose package is not installed.
     """
     pair = (source, destination)
-    program = None if without_rclone else shutil.which("rclone")
+    program = shutil.which("rclone")
     needed = [address for address in pair if is_rclone_remote(address)]
     if needed and program is None:
         raise SyncError(f"{needed[0]}: is a remote of rclone, which is not installed (rclone.org)")
@@ -61,6 +58,45 @@ def open_engine(
     if program is not None and known:
         return Rclone(program, source, destination, only)
     return Fsspec(source, destination, only)
+
+
+def check_names(names: Iterable[str]) -> None:
+    """Refuse names that could lead out of the folder they are copied into.
+
+    The keys of a store are free text: `../../evil.txt` is one, and so is `/etc/passwd`.
+
+    Raises:
+        SyncError: the first such name.
+    """
+    for name in names:
+        parts = name.split("/")
+        if {"", ".", ".."} & set(parts) or "\\" in name or "\0" in name:
+            raise SyncError(
+                f"{name!r}: this name at the source could lead out of the destination (it is "
+                "absolute, or has an empty part, '.', '..' or a backslash); nothing was copied. "
+                "Rename it at the source"
+            )
+
+
+def check_targets(folder: Path, names: Iterable[str]) -> None:
+    """Refuse files that a link at a local destination would put elsewhere.
+
+    Raises:
+        SyncError: the first such link.
+    """
+    root = folder.resolve()
+    safe = {root}
+    for name in names:
+        for parent in reversed((root / name).relative_to(root).parents):
+            here = root / parent
+            if here in safe:
+                continue
+            if here.is_symlink() and not here.resolve().is_relative_to(root):
+                raise SyncError(
+                    f"{here}: is a link that leads out of the destination, to {here.resolve()}; "
+                    "nothing was copied. Remove the link, or name that folder as the destination"
+                )
+            safe.add(here)
 
 
 def local_folder(address: str) -> Path | None:
