@@ -39,6 +39,8 @@ def run_command(
     on_second_signal: str = "left; run the same command again",
     positionals: Sequence[str] = (),
     short: Mapping[str, str] | None = None,
+    demo: Mapping[str, Any] | None = None,
+    demo_note: str = "",
 ) -> int:
     """Parse the options of a command and run it; returns the exit status.
 
@@ -51,13 +53,19 @@ def run_command(
         positionals: options that are given without a flag; the last takes all further words if it
             is a list.
         short: flags of one letter, and the options they mean.
+        demo: options to take where the command line is empty.
+        demo_note: what that does and how to name one's own data; the first line that is printed.
     """
     logging.basicConfig(
         level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"
     )
     log.setLevel(logging.INFO)
+    words = sys.argv[1:] if arguments is None else arguments
     try:
-        return work(parse(config_class, arguments, prog, positionals, short))
+        if not words and demo is not None:
+            print(demo_note, flush=True)
+            return work(config_class(**demo))
+        return work(parse(config_class, words, prog, positionals, short))
     except BioscanError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from .cli import accept_old_names, check_keys, run_command
-from .options import EmbedConfig
+from .options import SAMPLE, EmbedConfig
 
 
 def run_embedding_pipeline(
@@ -101,6 +101,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments,
         "python -m bioscan_xla.embed",
         on_second_signal="left at once; what was committed is kept. Run the same command to go on",
+        demo={"input": SAMPLE, "db": "demo/embeddings.db", "model": "bioscan-small"},
+        demo_note="No options given: embedding the built-in sample (demo/sample.parquet) with the "
+        "shipped encoder bioscan-small into demo/embeddings.db. Your own data: "
+        "python -m bioscan_xla.embed --input FILES --db FOLDER",
     )
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from .cli import check_keys, run_command
-from .options import FinetuneConfig
+from .options import SAMPLE, FinetuneConfig
 from .reads.lineages import RANKS
 
 
@@ -126,4 +126,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments,
         "launch/finetune.py",
         on_second_signal="left at once; run the same command to go on from the last checkpoint",
+        demo={
+            "train": SAMPLE,
+            "output": "demo/classifier",
+            "model": "demo/model",
+            "num_epochs": 12,
+            "batch_size": 16,
+            "learning_rate": 0.003,
+            "warmup_steps": 20,
+            "eval_fraction": 0.2,
+        },
+        demo_note="No options given: fine-tuning a small demo model (demo/model) on the built-in "
+        "sample (demo/sample.parquet) into demo/classifier. Your own data: "
+        "accelerate launch launch/finetune.py --train FILES --output FOLDER",
     )

@@ -11,19 +11,15 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .cli import run_command
-from .options import SampleConfig
+from .encode.architecture import write_model
+from .options import SAMPLE, SampleConfig
 from .reads.lineages import RANKS
-from .reads.tokens import CLS_ID, MASK_ID, PAD_ID, VOCABULARY, save_tokenizer
-
-if TYPE_CHECKING:
-    from transformers import EsmConfig
 
 log = logging.getLogger(__name__)
 
@@ -135,59 +131,6 @@ def write_query(path: str | Path, num_sequences: int = 3) -> None:
     Path(path).write_text("\n".join(lines) + "\n")
 
 
-def esm_config(hidden: int, layers: int, heads: int, max_tokens: int = 1000) -> "EsmConfig":
-    """Configuration of an ESM model as Nucleotide Transformer, version 1, has it."""
-    from transformers import EsmConfig
-
-    return EsmConfig(
-        vocab_size=len(VOCABULARY),
-        hidden_size=hidden,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        intermediate_size=4 * hidden,
-        max_position_embeddings=max_tokens + PAD_ID + 1,
-        position_embedding_type="absolute",
-        token_dropout=True,
-        mask_token_id=MASK_ID,
-        pad_token_id=PAD_ID,
-        bos_token_id=CLS_ID,
-        emb_layer_norm_before=False,
-        attention_probs_dropout_prob=0.0,
-        hidden_dropout_prob=0.0,
-        tie_word_embeddings=False,
-        layer_norm_eps=1e-12,
-    )
-
-
-def write_model(
-    folder: str | Path,
-    hidden: int = 128,
-    layers: int = 2,
-    heads: int = 4,
-    seed: int = 0,
-    max_tokens: int = 1000,
-) -> None:
-    """Write a small model with random weights in the Hugging Face format.
-
-    The architecture is Nucleotide Transformer's, version 1: ESM, learned absolute positions, token
-    dropout, an untied masked-language-model head.
-    """
-    import torch
-    from transformers import EsmForMaskedLM
-
-    from .encode.model import no_bars
-
-    config = esm_config(hidden, layers, heads, max_tokens)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = EsmForMaskedLM(config)
-        # Untrained positions would only add noise to what the 6-mers say.
-        torch.nn.init.normal_(model.esm.embeddings.position_embeddings.weight, std=0.002)
-    with no_bars():
-        model.save_pretrained(folder)
-    save_tokenizer(folder)
-
-
 def write_all(folder: Path, num_sequences: int = 400) -> None:
     """Write the sample, the queries and the model into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -197,10 +140,10 @@ def write_all(folder: Path, num_sequences: int = 400) -> None:
 
 
 def provide_demo(inputs: Sequence[str], model: str) -> None:
-    """Write the folder `demo` if a demo config asks for it and it is not there."""
-    folder = Path("demo")
-    asked = list(inputs) == [f"{folder}/sample.parquet"] and model == f"{folder}/model"
-    if asked and not folder.exists():
+    """Write the built-in sample and model if a demo asks for them and they are not there."""
+    folder = Path(SAMPLE).parent
+    asked = list(inputs) == [SAMPLE] and model in (f"{folder}/model", "bioscan-small")
+    if asked and not Path(SAMPLE).exists():
         log.info("writing the built-in sample and model into %s", folder.resolve())
         write_all(folder)
 

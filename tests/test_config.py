@@ -4,6 +4,8 @@ import dataclasses
 
 import pytest
 
+from bioscan_xla import embed as embed_command
+from bioscan_xla import finetune
 from bioscan_xla.cli import parse
 from bioscan_xla.errors import ConfigError
 from bioscan_xla.options import EmbedConfig, FinetuneConfig, SearchConfig, SyncConfig
@@ -171,6 +173,41 @@ print(status, *sorted(set({HEAVY!r}) & set(sys.modules)), file=sys.stderr)
     assert said[-1] == ("0" if words == "--help" else "1")
     if "absent" in words:
         assert "absent.fasta" in said[-2]
+
+
+def test_embed_without_a_word_embeds_the_sample(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert embed_command.main([]) == 0
+    first, *rest = capsys.readouterr().out.splitlines()
+    assert "built-in sample" in first
+    assert "--input FILES --db FOLDER" in first
+    assert "400" in rest[0]
+    assert (tmp_path / "demo/embeddings.db").is_dir()
+
+
+def test_finetune_without_a_word_trains_on_the_sample(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    seen = []
+    result = {"process_index": 1, "interrupted": None}
+    monkeypatch.setattr(finetune, "finetune", lambda config: seen.append(config) or result)
+    assert finetune.main([]) == 0
+    assert "--train FILES --output FOLDER" in capsys.readouterr().out.splitlines()[0]
+    (config,) = seen
+    # The same run as the demo's config.
+    assert config == parse(
+        FinetuneConfig,
+        [
+            "--config",
+            str(ROOT / "configs/finetune_demo.yaml"),
+            "--device",
+            "auto",
+            "--dtype",
+            "null",
+        ],
+        "finetune",
+    )
+    assert (tmp_path / "demo/sample.parquet").is_file()
+    assert (tmp_path / "demo/model").is_dir()
 
 
 def test_help_and_print_config(capsys):

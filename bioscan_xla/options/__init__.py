@@ -4,7 +4,7 @@ Input: values from a command line, a YAML or a call. Output: a checked, frozen c
 Invariants: what needs no file and no device is checked here, and nothing heavy is imported.
 """
 
-from .checks import DEFAULT_MODEL, DEVICES
+from .checks import DEFAULT_MODEL, DEVICES, SAMPLE
 from .classification import ClassifyConfig
 from .embedding import EmbedConfig, SearchConfig
 from .files import SampleConfig, SyncConfig
@@ -14,6 +14,7 @@ from .training import FinetuneConfig, PretrainConfig
 __all__ = [
     "DEFAULT_MODEL",
     "DEVICES",
+    "SAMPLE",
     "ClassifyConfig",
     "EmbedConfig",
     "FinetuneConfig",

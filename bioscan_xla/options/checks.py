@@ -7,6 +7,8 @@ from typing import Any
 from ..errors import ConfigError
 
 DEFAULT_MODEL = "InstaDeepAI/nucleotide-transformer-2.5b-multi-species"
+SAMPLE = "demo/sample.parquet"
+"""Where the built-in sample is written for those who have no data yet."""
 DEVICES = ("auto", "xla", "cuda", "cpu")
 DTYPES = (None, "bfloat16", "float32")
 TRACKERS = ("none", "wandb", "tensorboard")

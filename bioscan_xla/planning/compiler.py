@@ -196,6 +196,10 @@ def _compile(
     except jax.errors.JaxRuntimeError as error:
         return Compiled(time.monotonic() - start, error=str(error).split("\n")[0][:300])
     seconds = time.monotonic() - start
+    return _read_figures(executable, seconds)
+
+
+def _read_figures(executable: Any, seconds: float) -> Compiled:
     cost = executable.cost_analysis()
     cost = cost[0] if isinstance(cost, list) else cost
     memory = executable.get_compiled_memory_stats()

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from transformers import EsmConfig
 
+from ..encode.architecture import esm_config
 from ..encode.encoder import check_options, choose_reading, forward_flops
 from ..encode.inference import prepare
 from ..encode.model import read_config
@@ -36,7 +37,6 @@ from ..reads.inputs import expand_inputs
 from ..reads.raw import read_options
 from ..reads.records import read_chunks
 from ..reads.tokens import tokenize
-from ..sample import esm_config
 from ..training.data import plan_epoch
 from .compiler import (
     Compiled,

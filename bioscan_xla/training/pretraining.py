@@ -26,6 +26,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from ..encode.architecture import write_model
 from ..encode.model import no_bars
 from ..encode.packing import FIRST_POSITION
 from ..errors import ConfigError, InputError
@@ -35,7 +36,6 @@ from ..reads.inputs import expand_inputs
 from ..reads.raw import read_options
 from ..reads.records import read_chunks
 from ..reads.tokens import load_tokenizer, save_tokenizer, tokenize
-from ..sample import write_model
 from .data import Augmentation
 
 log = logging.getLogger("bioscan_xla.pretrain")

@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import EsmModel
 
+from bioscan_xla.encode.architecture import esm_config
 from bioscan_xla.encode.encoder import load_encoder
 from bioscan_xla.encode.inference import embed_sequences
 from bioscan_xla.encode.runtime import open_device
@@ -31,7 +32,6 @@ from bioscan_xla.reads.cleaning import clean_sequences
 from bioscan_xla.reads.labels import learn_labels
 from bioscan_xla.reads.lineages import RANKS, known_lineage
 from bioscan_xla.reads.tokens import VOCABULARY, K, save_tokenizer
-from bioscan_xla.sample import esm_config
 
 log = logging.getLogger("small_encoder")
 

@@ -10,10 +10,10 @@ arithmetic and memory allow. Nothing is computed and no speed is measured. Needs
 import argparse
 import sys
 
+from bioscan_xla.encode.architecture import esm_config
 from bioscan_xla.encode.packing import layout
 from bioscan_xla.planning.compiler import GIB, compile_for, find_topology
 from bioscan_xla.planning.programs import trace
-from bioscan_xla.sample import esm_config
 
 SEQUENCE_TOKENS = 112
 
