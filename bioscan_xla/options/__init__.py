@@ -5,7 +5,7 @@ Invariants: what needs no file and no device is checked here, and nothing heavy 
 """
 
 from .checks import DEFAULT_MODEL, DEVICES, SAMPLE
-from .classification import ClassifyConfig
+from .classification import ClassifyConfig, ReferenceConfig
 from .embedding import EmbedConfig, SearchConfig
 from .files import SampleConfig, SyncConfig
 from .plan import PlanEmbeddingConfig, PlanFinetuningConfig
@@ -21,6 +21,7 @@ __all__ = [
     "PlanEmbeddingConfig",
     "PlanFinetuningConfig",
     "PretrainConfig",
+    "ReferenceConfig",
     "SampleConfig",
     "SearchConfig",
     "SyncConfig",

@@ -127,3 +127,32 @@ class ClassifyConfig:
             raise ConfigError("samples belong to the columns of a count table; pass --table too")
         if self.remove_controls and not self.samples:
             raise ConfigError("which samples are controls is told by --samples; pass it too")
+
+
+@dataclass(frozen=True)
+class ReferenceConfig:
+    """Check a reference: suspected mislabels, shared barcodes, contradictions, coverage."""
+
+    action: str = "check"
+    """check."""
+
+    reference: str = ""
+    """Database made by embed, or labelled FASTA or Parquet."""
+
+    output: str = "reference-check"
+    """Folder for the tables and the page."""
+
+    table: str = "embeddings"
+    """Table of the database."""
+
+    columns: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Column names of the file, where they differ."""
+
+    header_taxonomy: str | None = None
+    """Lineage in FASTA headers: sintax or silva."""
+
+    def __post_init__(self):
+        """Check what needs no file."""
+        check_choices(self, {"action": ("check",), "header_taxonomy": (None, "sintax", "silva")})
+        if not self.reference:
+            raise ConfigError("no reference was named; pass a database or a labelled file")

@@ -1,0 +1,332 @@
+"""Names by classify beside those of other programs, on one split, in one run.
+
+`python tests/bench/naming.py FILE.parquet [--references 15000] [--queries 1000] [--seed 0]
+[--model FOLDER]` holds out 5 % of the genera, draws references from the others, and queries from
+what is left: of known genera, and `--novel` (a share) of the held-out ones. No query is identical
+to a reference. Named by: classify; vsearch SINTAX and vsearch's global search, where vsearch is
+installed; naive Bayes of 7-mers as q2-feature-classifier sets it up; the nearest in 6-mer counts.
+
+accuracy: before truncation, over the queries of genera that are not held out whose name at the rank
+is known; a name that is absent from the references counts as wrong. named: share of queries of known
+genera that keep a genus at the default cutoff; precision: of all kept genera; novel named: queries
+of genera that the references lack which are given one.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from sklearn.metrics import f1_score, roc_auc_score
+
+from bioscan_xla.classification.journal import read_rows
+from bioscan_xla.reads.cleaning import clean_sequences
+from bioscan_xla.reads.lineages import RANKS, known_lineage
+from bioscan_xla.training.metrics import calibration_error
+
+GENUS = RANKS.index("genus")
+
+
+def draw(path, num_references, num_queries, novel, seed):
+    """References and queries as lists of (id, sequence, lineage)."""
+    table = pq.read_table(path)
+    sequences, bad, _ = clean_sequences(table["dna_sequence"].to_pylist())
+    names = zip(*(table[rank].to_pylist() for rank in RANKS), strict=True)
+    rows = [
+        (f"s{at}", sequence, known_lineage(lineage))
+        for at, (sequence, lineage) in enumerate(zip(sequences, names, strict=True))
+        if at not in bad and len(sequence) >= 60
+    ]
+    rng = np.random.default_rng(seed)
+    genera = sorted({row[2][GENUS] for row in rows} - {None})
+    held = set(rng.choice(genera, max(1, len(genera) // 20), replace=False).tolist())
+    rows = [rows[at] for at in rng.permutation(len(rows))]
+    known = [row for row in rows if row[2][GENUS] not in held]
+    references = known[:num_references]
+    taken = {row[1] for row in references}
+
+    def fresh(candidates, number):
+        distinct = {row[1]: row for row in candidates if row[1] not in taken}
+        return list(distinct.values())[:number]
+
+    num_novel = round(novel * num_queries)
+    queries = fresh(known[num_references:], num_queries - num_novel)
+    queries += fresh([row for row in rows if row[2][GENUS] in held], num_novel)
+    return references, queries
+
+
+def write_fasta(path, rows, style=None):
+    """A FASTA file, with lineages as SINTAX wants them."""
+    with open(path, "w") as file:
+        for name, sequence, lineage in rows:
+            tax = ",".join(
+                f"{rank[0]}:{text.replace(',', '_').replace(' ', '_')}"
+                for rank, text in zip(RANKS, lineage, strict=True)
+                if text
+            )
+            file.write(f">{name}{f';tax={tax};' if style else ''}\n{sequence}\n")
+
+
+def timed(command, **options):
+    """Run a command; seconds and peak memory in MB."""
+    started = time.monotonic()
+    process = subprocess.Popen(command, **options)
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise SystemExit(f"{command[0]} failed")
+    return time.monotonic() - started, usage.ru_maxrss / 1024
+
+
+def by_classify(work, queries, novel, model, threads):
+    """Names, confidence, kept, novelty, and cost; calibration is timed apart."""
+    command = [sys.executable, "-m", "bioscan_xla.classify", "--input", str(work / "queries.fasta")]
+    command += ["--reference", str(work / "references.parquet"), "--novel-share", str(novel)]
+    command += ["--model", model] if model else []
+    costs = []
+    for number in range(2):  # the second finds vectors and trials of the reference
+        output = str(work / f"out{number}")
+        costs.append(timed([*command, "--output", output], stdout=subprocess.DEVNULL))
+    found = {row["sequence_id"]: row for row in read_rows(work / "out1")}
+    rows = [found[name] for name, _, _ in queries]
+    return {
+        "best": [[row[f"best_{rank}"] for rank in RANKS] for row in rows],
+        "confidence": np.array(
+            [[row[f"confidence_{rank}"] or 0.0 for rank in RANKS] for row in rows]
+        ),
+        "kept": np.array([[row[rank] is not None for rank in RANKS] for row in rows]),
+        "novelty": np.array([row["novelty"] for row in rows]),
+        "seconds": costs[1][0],
+        "megabytes": costs[1][1],
+        "once": costs[0][0] - costs[1][0],
+    }
+
+
+def by_sintax(work, queries, threads):
+    """`vsearch --sintax`, cutoff 0.8."""
+    write_fasta(work / "sintax.fasta", REFERENCES, "sintax")
+    command = [
+        "vsearch",
+        "--sintax",
+        str(work / "queries.fasta"),
+        "--db",
+        str(work / "sintax.fasta"),
+    ]
+    command += ["--tabbedout", str(work / "sintax.tsv"), "--strand", "both", "--threads", threads]
+    seconds, megabytes = timed(command, stderr=subprocess.DEVNULL)
+    letters = {rank[0]: at for at, rank in enumerate(RANKS)}
+    found = {}
+    for line in (work / "sintax.tsv").read_text().splitlines():
+        name, text = line.split("\t")[:2]
+        best, confidence = [None] * 7, [0.0] * 7
+        for part in filter(None, text.split(",")):
+            letter, rest = part.split(":", 1)
+            taxon, _, value = rest.rpartition("(")
+            at = letters[letter]
+            best[at], confidence[at] = taxon.replace("_", " "), float(value.rstrip(")"))
+        found[name] = best, confidence
+    confidence = np.array([found[name][1] for name, _, _ in queries])
+    return {
+        "best": [found[name][0] for name, _, _ in queries],
+        "confidence": confidence,
+        "kept": confidence >= 0.8,
+        "novelty": 1 - confidence[:, GENUS],
+        "seconds": seconds,
+        "megabytes": megabytes,
+    }
+
+
+def by_global_search(work, queries, threads):
+    """`vsearch --usearch_global --id 0.5`, top hit."""
+    command = ["vsearch", "--usearch_global", str(work / "queries.fasta")]
+    command += ["--db", str(work / "references.fasta"), "--id", "0.5", "--maxaccepts", "20"]
+    command += ["--maxrejects", "100", "--top_hits_only", "--strand", "both", "--threads", threads]
+    command += ["--userout", str(work / "hits.tsv"), "--userfields", "query+target+id"]
+    seconds, megabytes = timed(command, stderr=subprocess.DEVNULL)
+    lineages = {name: lineage for name, _, lineage in REFERENCES}
+    first, identity = {}, {}
+    for line in (work / "hits.tsv").read_text().splitlines():
+        name, target, value = line.split("\t")
+        first.setdefault(name, lineages[target])
+        identity.setdefault(name, float(value) / 100)
+    return {
+        "best": [first.get(name, (None,) * 7) for name, _, _ in queries],
+        "novelty": np.array([1 - identity.get(name, 0) for name, _, _ in queries]),
+        "seconds": seconds,
+        "megabytes": megabytes,
+    }
+
+
+def by_naive_bayes(queries):
+    """As q2-feature-classifier: 7-mers hashed to 8,192, multinomial, cutoff 0.7."""
+    from sklearn.feature_extraction.text import HashingVectorizer
+    from sklearn.naive_bayes import MultinomialNB
+
+    started = time.monotonic()
+    hashing = HashingVectorizer(
+        analyzer="char_wb", ngram_range=(7, 7), n_features=8192, alternate_sign=False
+    )
+    whole = [";".join(name or "" for name in row[2]) for row in REFERENCES]
+    classes, numbers = np.unique(whole, return_inverse=True)
+    chains = [tuple(part or None for part in text.split(";")) for text in classes]
+    model = MultinomialNB(alpha=0.001, fit_prior=False)
+    features = hashing.transform(row[1] for row in REFERENCES)
+    for first in range(0, features.shape[0], 5000):
+        part = slice(first, first + 5000)
+        model.partial_fit(features[part], numbers[part], classes=np.arange(len(classes)))
+    best, confidence = [], []
+    for first in range(0, len(queries), 100):
+        part = model.predict_proba(
+            hashing.transform(row[1] for row in queries[first : first + 100])
+        )
+        for shares in part:
+            chain = chains[int(shares.argmax())]
+            best.append(chain)
+            some = np.flatnonzero(shares > 1e-4)
+            confidence.append(
+                [
+                    sum(shares[at] for at in some if chains[at][: r + 1] == chain[: r + 1])
+                    for r in range(7)
+                ]
+            )
+    confidence = np.array(confidence)
+    return {
+        "best": best,
+        "confidence": confidence,
+        "kept": confidence >= 0.7,
+        "novelty": 1 - confidence[:, GENUS],
+        "seconds": time.monotonic() - started,
+    }
+
+
+def by_six_mers(queries):
+    """Nearest by cosine of 6-mer counts."""
+    from sklearn.feature_extraction.text import CountVectorizer
+    from sklearn.preprocessing import normalize
+
+    started = time.monotonic()
+    counting = CountVectorizer(analyzer="char", ngram_range=(6, 6), lowercase=False)
+    references = normalize(counting.fit_transform(row[1] for row in REFERENCES).astype(np.float32))
+    found = normalize(counting.transform(row[1] for row in queries).astype(np.float32))
+    best, cosine = [], []
+    for first in range(0, len(queries), 100):
+        part = (found[first : first + 100] @ references.T).toarray()
+        best += [REFERENCES[at][2] for at in part.argmax(1)]
+        cosine += part.max(1).tolist()
+    return {
+        "best": best,
+        "novelty": 1 - np.array(cosine),
+        "seconds": time.monotonic() - started,
+    }
+
+
+def describe(name, result, queries):
+    """Lines of the table."""
+    truth = [row[2] for row in queries]
+    present = [{row[2][rank] for row in REFERENCES} for rank in range(7)]
+    is_new = np.array([lineage[GENUS] not in present[GENUS] for lineage in truth])
+    of_genus = np.array([lineage[GENUS] is not None for lineage in truth])
+    held = np.array([lineage[GENUS] in HELD for lineage in truth])
+    accuracy, f1, errors = [], [], []
+    for rank in range(1, 7):
+        rows = [at for at in range(len(truth)) if truth[at][rank] and not held[at]]
+        right = [result["best"][at][rank] == truth[at][rank] for at in rows]
+        accuracy.append(np.mean(right))
+        pairs = [(truth[at][rank], result["best"][at][rank] or "-") for at in rows]
+        f1.append(
+            f1_score(
+                *zip(*pairs, strict=True),
+                average="macro",
+                zero_division=0,
+                labels=sorted({pair[0] for pair in pairs}),
+            )
+        )
+        if "confidence" in result:
+            rows = [at for at in range(len(truth)) if truth[at][rank] and result["best"][at][rank]]
+            right = np.array([result["best"][at][rank] == truth[at][rank] for at in rows])
+            errors.append(calibration_error(result["confidence"][rows, rank], right))
+    chains = [set() for _ in range(7)]
+    for row in REFERENCES:
+        for rank in range(1, 7):
+            chains[rank].add((row[2][rank - 1], row[2][rank]))
+    wrong = np.mean(
+        [
+            any(a and b and (a, b) not in chains[r] for r, (a, b) in enumerate(pairwise(x), 1))
+            for x in result["best"]
+        ]
+    )
+    print(f"{name:16}" + "".join(f"{value:7.3f}" for value in accuracy), end="")
+    print(f"   macro-F1 genus {f1[4]:.3f} species {f1[5]:.3f}, contradictions {wrong:.3f}")
+    if "kept" in result:
+        kept = result["kept"][:, GENUS]
+        right = np.array([b[GENUS] == t[GENUS] for b, t in zip(result["best"], truth, strict=True)])
+        print(
+            f"{'':16} genus named {kept[~is_new & of_genus].mean():.3f}, precision "
+            f"{right[kept & of_genus].mean():.3f}, "
+            f"novel named {kept[is_new & of_genus].mean():.3f}; "
+            f"calibration error {' '.join(f'{value:.3f}' for value in errors)}"
+        )
+    lengths = np.array([len(row[1]) for row in queries])
+    areas = []
+    for low, high in ((0, 300), (300, 600), (600, 10**9)):
+        rows = of_genus & (lengths > low) & (lengths <= high)
+        enough = min((is_new & rows).sum(), (~is_new & rows).sum()) >= 5
+        area = roc_auc_score(is_new[rows], result["novelty"][rows]) if enough else float("nan")
+        areas.append(f"{low}+ bp {area:.3f}")
+    cost = f"{1000 * result['seconds'] / len(queries):.1f} s a thousand"
+    cost += f", {result['megabytes']:.0f} MB" if "megabytes" in result else ""
+    cost += f", once a reference {result['once']:.0f} s" if "once" in result else ""
+    print(f"{'':16} novelty AUROC {', '.join(areas)}; {cost}", flush=True)
+
+
+def main():
+    """Print the table."""
+    global REFERENCES, HELD
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--references", type=int, default=15_000)
+    parser.add_argument("--queries", type=int, default=1_000)
+    parser.add_argument("--novel", type=float, default=0.2)
+    parser.add_argument("--model")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--skip", nargs="*", default=[], help="bayes, vsearch, six")
+    parser.add_argument("--work", type=Path, default=Path("naming-bench"))
+    options = parser.parse_args()
+    work = options.work / f"{options.file.stem}-{options.seed}"
+    work.mkdir(parents=True, exist_ok=True)
+    REFERENCES, queries = draw(
+        options.file, options.references, options.queries, options.novel, options.seed
+    )
+    genera = {row[2][GENUS] for row in REFERENCES}
+    HELD = {row[2][GENUS] for row in queries[-round(options.novel * options.queries) :]} - genera
+    columns = {rank: [row[2][at] for row in REFERENCES] for at, rank in enumerate(RANKS)}
+    ids, sequences, _ = zip(*REFERENCES, strict=True)
+    table = pa.table({"sequence_id": ids, "dna_sequence": sequences, **columns})
+    pq.write_table(table, work / "references.parquet")
+    write_fasta(work / "references.fasta", REFERENCES)
+    write_fasta(work / "queries.fasta", queries)
+    unknown = np.mean([row[2][GENUS] not in genera for row in queries if row[2][GENUS]])
+    print(
+        f"{options.file.name}, seed {options.seed}: {len(REFERENCES):,} references, "
+        f"{len(queries):,} queries, {100 * unknown:.0f} % of genera that the references lack"
+    )
+    print(f"{'':16}" + "".join(f"{rank:>7}" for rank in RANKS[1:]), flush=True)
+    threads = str(len(os.sched_getaffinity(0)))
+    named = by_classify(work, queries, float(unknown), options.model, threads)
+    describe("classify", named, queries)
+    if "vsearch" not in options.skip:
+        describe("vsearch sintax", by_sintax(work, queries, threads), queries)
+        describe("vsearch global", by_global_search(work, queries, threads), queries)
+    if "six" not in options.skip:
+        describe("6-mer nearest", by_six_mers(queries), queries)
+    if "bayes" not in options.skip:
+        describe("naive Bayes", by_naive_bayes(queries), queries)
+
+
+if __name__ == "__main__":
+    main()
