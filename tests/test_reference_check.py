@@ -54,7 +54,8 @@ def test_what_was_put_in_is_found(reference, tmp_path, capsys):
     assert wrong["labels"] == "OrderB | OrderA"
     assert "%" in wrong["evidence"]
     shared, *_ = [row for row in found if "twin" in row["ids"]]
-    assert (shared["kind"], shared["ids"]) == ("shared_barcode", "r5 twin")
+    assert shared["kind"] == "shared_barcode"
+    assert {"r5", "twin"} <= set(shared["ids"].split())
     assert shared["rank"] == "species"
     torn = [row for row in found if row["kind"] == "contradiction"]
     assert "order" in {row["rank"] for row in torn}

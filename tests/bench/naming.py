@@ -6,10 +6,10 @@ what is left: of known genera, and `--novel` (a share) of the held-out ones. No 
 to a reference. Named by: classify; vsearch SINTAX and vsearch's global search, where vsearch is
 installed; naive Bayes of 7-mers as q2-feature-classifier sets it up; the nearest in 6-mer counts.
 
-accuracy: before truncation, over the queries of genera that are not held out whose name at the rank
-is known; a name that is absent from the references counts as wrong. named: share of queries of known
-genera that keep a genus at the default cutoff; precision: of all kept genera; novel named: queries
-of genera that the references lack which are given one.
+accuracy: before truncation, over the queries of genera that are not held out whose name at the
+rank is known; a name that is absent from the references counts as wrong. named: share of queries
+of known genera that keep a genus at the default cutoff; precision: of all kept genera; novel
+named: queries of genera that the references lack which are given one.
 """
 
 import argparse
