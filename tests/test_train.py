@@ -171,6 +171,42 @@ def test_a_checkpoint_holds_no_pickle(options):
     assert {path.suffix for path in files} == {".json", ".safetensors"}
 
 
+class _Code:
+    """Unpickled, it would make a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_a_pickled_checkpoint_is_loaded_and_runs_no_code(options, tmp_path):
+    """The first format of checkpoints, written here from one of today."""
+    config = FinetuneConfig(**options | {"num_epochs": 1})
+    first = finetune(config)
+    (folder,) = Path(options["output"], "checkpoints").glob("step_*")
+    state = {}
+    for key, value in load_file(folder / "optimizer.safetensors").items():
+        number, name = key.split(".")
+        state.setdefault(int(number), {})[name] = value
+    torch.save({"state": state, "param_groups": []}, folder / "optimizer.bin")
+    random = {"torch_manual_seed": torch.get_rng_state()}
+    torch.save(random, folder / "random_states_0.pkl")
+    cursor = json.loads((folder / "cursor.json").read_text())
+    for name in ("cursor.json", "optimizer.safetensors", "random_0.safetensors"):
+        (folder / name).unlink()
+    torch.save(cursor, folder / "custom_checkpoint_0.pkl")
+    again = finetune(config)
+    assert again["epoch_1_loss"] == first["epoch_1_loss"]
+    assert again["evaluation"] == first["evaluation"]
+
+    torch.save(cursor | {"epoch": _Code(tmp_path / "ran")}, folder / "custom_checkpoint_0.pkl")
+    with pytest.raises(ConfigError, match=r"custom_checkpoint_0\.pkl: .* could run code"):
+        finetune(config)
+    assert not (tmp_path / "ran").exists()
+
+
 def test_a_wrong_model_is_told_before_the_data_are_read(options):
     with pytest.raises(ModelError, match="lab/nothing"):
         finetune(FinetuneConfig(**options | {"model": "lab/nothing", "train": "no-file.fasta"}))
