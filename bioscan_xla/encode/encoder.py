@@ -9,27 +9,28 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from transformers import EsmModel
 
 from .. import __version__
 from ..errors import ConfigError
 from ..options import DEFAULT_MODEL
+from ..reads.tokens import VOCABULARY
 from . import runtime
 from .fingerprint import TOKENIZER, VECTORS_VERSION
 from .model import (
     hash_weights,
+    is_bag,
     load_model,
     merge_adapter,
     read_config,
     sample_hash,
+    token_states,
 )
 from .model_files import absolute, adapter_reading, resolve_base, resolve_commit
 from .onednn import reorder_linear_layers
 from .packing import FIRST_POSITION, FRAMES, STRANDS, Batch, Layout, Totals, layout
-from .pooling import POOLINGS, pool
+from .pooling import POOLINGS, mean_of_rows, pool
 from .runtime import Device
 
 log = logging.getLogger(__name__)
@@ -99,7 +100,8 @@ class Encoder:
     def trace(self, batch: Batch) -> torch.Tensor:
         """What `encode` computes, on XLA not yet begun."""
         if self.token_vectors is not None:
-            return mean_rows(self.token_vectors, batch)
+            ids, positions = (torch.from_numpy(a) for a in (batch.input_ids, batch.positions))
+            return mean_of_rows(self.token_vectors, ids, positions, FIRST_POSITION)
         ids, positions, segments = (
             runtime.put(self.device, array)
             for array in (batch.input_ids, batch.positions, batch.segments)
@@ -110,28 +112,16 @@ class Encoder:
         return pool(states, positions, segments, batch.num_segments, self.pooling, FIRST_POSITION)
 
 
-def mean_rows(token_vectors: torch.Tensor, batch: Batch) -> torch.Tensor:
-    """Mean of each segment's rows of `token_vectors`, (1, segments, hidden), for one packed row."""
-    ids = torch.from_numpy(batch.input_ids[0])
-    starts = torch.from_numpy(np.flatnonzero(batch.positions[0] == FIRST_POSITION).astype(np.int32))
-    return F.embedding_bag(ids, token_vectors, starts, mode="mean")[None]
-
-
-@torch.no_grad()
 def find_token_vectors(esm: EsmModel, device: Device, pooling: str) -> torch.Tensor | None:
-    """State of every token of a model without layers or positions, (vocabulary, hidden) float32.
+    """State of every token of a model in which it depends on the token alone.
 
     None for other models, for poolings that are not the mean over all tokens, and for devices
     where the ordinary way costs nothing.
     """
-    embeddings: Any = esm.embeddings
-    encoder: Any = esm.encoder
-    if device.kind != "cpu" or pooling != "mean" or len(encoder.layer):
+    if device.kind != "cpu" or pooling != "mean" or not is_bag(esm):
         return None
-    if embeddings.token_dropout or embeddings.position_embeddings.weight.any():
-        return None
-    ids = torch.arange(len(embeddings.word_embeddings.weight))[None]
-    return esm(input_ids=ids, position_ids=torch.zeros_like(ids)).last_hidden_state[0].float()
+    with torch.no_grad():
+        return token_states(esm, len(VOCABULARY))
 
 
 def forward_flops(config: Any, layers: int, tokens: int, squared: int) -> float:

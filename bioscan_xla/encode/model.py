@@ -107,6 +107,23 @@ def load_model(model: str, dtype: torch.dtype, revision: str | None = None) -> E
     return esm
 
 
+def is_bag(esm: Any) -> bool:
+    """Whether a token's state depends on the token alone: no layers, and positions all zero."""
+    positions = esm.embeddings.position_embeddings
+    return (
+        not len(esm.encoder.layer)
+        and not esm.embeddings.token_dropout
+        and isinstance(positions, torch.nn.Embedding)
+        and not positions.weight.any()
+    )
+
+
+def token_states(encoder: Any, num_tokens: int) -> torch.Tensor:
+    """State of every token of such a model, with or without adapter, (vocabulary, hidden)."""
+    ids = torch.arange(num_tokens)[None]
+    return encoder(input_ids=ids, position_ids=torch.zeros_like(ids)).last_hidden_state[0].float()
+
+
 @contextmanager
 def no_bars() -> Iterator[None]:
     """Keep transformers from drawing a bar for each step of loading or writing weights.

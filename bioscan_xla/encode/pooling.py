@@ -5,8 +5,12 @@ vector a segment. Filler tokens (segment -1) never contribute.
 """
 
 import torch
+import torch.nn.functional as F
 
 POOLINGS = ("mean", "mean_no_special", "cls", "max")
+
+
+_MANY_SEGMENTS = 64  # of a row on a CPU; the product below grows with their number
 
 
 def pool(
@@ -48,6 +52,36 @@ def pool(
         # A sequence of no tokens at all has only its <cls>: keep it rather than divide by zero.
         rest = member & ~is_cls
         member = torch.where(rest.any(-1, keepdim=True), rest, member)
+    if num_segments > _MANY_SEGMENTS and hidden.device.type == "cpu":
+        return _sum_by_index(hidden.float(), member, segments, num_segments)
     weights = member.to(torch.float32)
     total = torch.matmul(weights, hidden.float())
     return total / weights.sum(-1, keepdim=True).clamp(min=1)
+
+
+def _sum_by_index(
+    hidden: torch.Tensor, member: torch.Tensor, segments: torch.Tensor, num_segments: int
+) -> torch.Tensor:
+    """The mean as `pool` gives it; the work does not grow with the number of segments."""
+    used = member.any(1)  # (rows, tokens)
+    rows = torch.arange(len(segments), device=segments.device)[:, None] * num_segments
+    places = (rows + segments.long().clamp(min=0))[used]
+    total = hidden.new_zeros(len(segments) * num_segments, hidden.shape[-1])
+    total = total.index_add(0, places, hidden[used])
+    counts = torch.bincount(places, minlength=len(total)).clamp(min=1)
+    return (total / counts[:, None]).view(len(segments), num_segments, -1)
+
+
+def mean_of_rows(
+    table: torch.Tensor, input_ids: torch.Tensor, positions: torch.Tensor, first_position: int = 2
+) -> torch.Tensor:
+    """Mean of each segment's rows of a table of token states, (1, segments, hidden).
+
+    Args:
+        table: (vocabulary, hidden) float32.
+        input_ids: (1, tokens), one row without filler.
+        positions: (1, tokens).
+        first_position: position number of a segment's first token.
+    """
+    starts = (positions[0] == first_position).nonzero()[:, 0].to(input_ids.dtype)
+    return F.embedding_bag(input_ids[0], table, starts, mode="mean")[None]

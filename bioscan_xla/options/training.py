@@ -100,7 +100,7 @@ class FinetuneConfig:
     """Dropout in the adapter and before each head."""
 
     targets: list[str] = ("query", "value")  # type: ignore[assignment]
-    """Layers that get an adapter."""
+    """Layers that get an adapter; in a model without layers the embeddings of its tokens."""
 
     rank_weights: list[float] = RANK_WEIGHTS  # type: ignore[assignment]
     """Weight of each rank in the loss, kingdom to species."""
@@ -119,6 +119,13 @@ class FinetuneConfig:
 
     frame_shift: bool = True
     """Drop 0 to 5 leading bases of training sequences: 6-mer tokens change with the frame."""
+
+    frames: int | str | None = None
+    """1; 6 for the mean over the reading frames; random to train on one of them, drawn anew each
+    time, and read all six. By default as the model's configuration says."""
+
+    strands: str | None = None
+    """given, or both for the mean over both strands (trained on either); default the model's."""
 
     crop: float = 0.0
     """Share of training sequences cut to a random amplicon of 100 bp or more."""
@@ -191,6 +198,8 @@ class FinetuneConfig:
                 "device": DEVICES,
                 "dtype": DTYPES,
                 "header_taxonomy": (None, *HEADER_STYLES),
+                "frames": (None, 1, 6, "random"),
+                "strands": (None, "given", "both"),
                 "novel_rank": (None, "family", "genus"),
                 "tracker": TRACKERS,
             },
@@ -210,6 +219,8 @@ class FinetuneConfig:
         check_shares(self, [*shares, "reverse_complement", "crop"])
         if not 0.95 <= self.identity <= 1:
             raise ConfigError(f"identity is {self.identity}; it is a share from 0.95 to 1")
+        if self.frames == "random" and not self.frame_shift:
+            raise ConfigError("frames random needs frame_shift, which draws them; leave it on")
         if self.consistency < 0:
             raise ConfigError(f"consistency is {self.consistency}; it must be at least 0")
         _check_monitor(self.monitor)
@@ -218,6 +229,16 @@ class FinetuneConfig:
                 "rank_weights must be seven numbers of at least 0, kingdom to species"
             )
         check_positive(self, ["learning_rate", "checkpoint_minutes", "max_grad_norm"])
+
+    @property
+    def frames_read(self) -> int:
+        """Frames that a vector is the mean over, once trained."""
+        return 1 if self.frames in (None, 1) else 6
+
+    @property
+    def frames_trained(self) -> int:
+        """Frames of each example in a training batch."""
+        return 6 if self.frames == 6 else 1
 
 
 @dataclass(frozen=True)

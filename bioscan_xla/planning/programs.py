@@ -145,7 +145,11 @@ def plan_finetuning(config: FinetuneConfig, topology: Topology) -> dict[str, Any
         DeviceError: no TPU compiler here.
         ModelError: the model's configuration cannot be had.
     """
+    from ..training.classifier import fit_to_model
+
     model = _model_config(config)
+    config = fit_to_model(config, model)
+    frames = config.frames_trained
     max_tokens = model.max_position_embeddings - FIRST_POSITION
     num_classes = list(_NUM_CLASSES)
     if config.train:
@@ -156,7 +160,7 @@ def plan_finetuning(config: FinetuneConfig, topology: Topology) -> dict[str, Any
     else:
         sequences = _sequences(EmbedConfig())
     num_tokens = np.diff(tokenize(sequences).offsets)
-    rows = -(-config.batch_size // topology.num_cores) * topology.num_cores
+    rows = -(-config.batch_size // topology.num_cores) * topology.num_cores * frames
     steps: dict[int, list[np.ndarray]] = defaultdict(list)
     for width, members in plan_epoch(num_tokens, max_tokens, config.batch_size, config.seed, 0):
         steps[width].append(members)
@@ -179,14 +183,18 @@ def plan_finetuning(config: FinetuneConfig, topology: Topology) -> dict[str, Any
     for width, made in sorted(steps.items()):
         compiled = compile_step(width, config.gradient_checkpointing)
         lengths = [np.minimum(num_tokens[members], max_tokens) for members in made]
-        totals.useful_tokens += int(sum(part.sum() for part in lengths))
+        totals.useful_tokens += frames * int(sum(part.sum() for part in lengths))
         totals.computed_tokens += len(made) * rows * width
         # Forward, and backward through activations: the base has no weight gradients.
-        useful = 2 * sum(
-            forward_flops(
-                model, model.num_hidden_layers, part.sum(), (part.astype(float) ** 2).sum()
+        useful = (
+            2
+            * frames
+            * sum(
+                forward_flops(
+                    model, model.num_hidden_layers, part.sum(), (part.astype(float) ** 2).sum()
+                )
+                for part in lengths
             )
-            for part in lengths
         )
         programs.append(Program(rows, width, 1, len(made), useful / len(made), compiled))
     # The widest step the other way: what checkpointing would save or cost.
@@ -194,6 +202,7 @@ def plan_finetuning(config: FinetuneConfig, topology: Topology) -> dict[str, Any
     twin = dataclasses.replace(widest, compiled=compile_step(widest.width, other))
     result = _about(config, config.train) | summarise(programs, topology, len(sequences), totals)
     return result | {
+        "reading": describe_reading(config.frames_read, config.strands or "given"),
         "num_classes": num_classes,
         "gradient_checkpointing": config.gradient_checkpointing,
         "widest_otherwise": describe_numbers(twin, topology),

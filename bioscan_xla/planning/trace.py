@@ -50,9 +50,10 @@ def trace_training(
     learner.optimizer.step()  # makes its state, which is an argument of every later step
     learner.optimizer.zero_grad()
     runtime.launch(device, torch.zeros(1, device=device.torch_device))
-    labelled = np.zeros((len(batch.input_ids) * batch.num_segments, 7), np.int64)
+    frames = finetuning.frames_trained
+    labelled = np.zeros((len(batch.input_ids) * batch.num_segments // frames, 7), np.int64)
     known = np.full(7, len(labelled))
-    figures = train_step(learner, TrainingBatch(batch, labelled, known, len(labelled)))
+    figures = train_step(learner, TrainingBatch(batch, labelled, known, len(labelled), frames))
     return [figures, *trained, *device_state(learner.optimizer)]
 
 

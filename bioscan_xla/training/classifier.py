@@ -5,6 +5,7 @@ Output: logits, one tensor a rank, highest rank first.
 Invariants: the encoder is frozen in the dtype of the device; adapter and heads are float32.
 """
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,15 +17,16 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import EsmModel
 
-from ..encode.model import attach_saved_adapter, load_model
-from ..encode.model_files import resolve_base
+from ..encode.model import attach_saved_adapter, is_bag, load_model, token_states
+from ..encode.model_files import adapter_reading, resolve_base
 from ..encode.packing import FIRST_POSITION
-from ..encode.pooling import pool
+from ..encode.pooling import mean_of_rows, pool
 from ..encode.runtime import Device, enable_gradient_checkpointing
 from ..errors import ModelError
 from ..options import DEFAULT_MODEL, FinetuneConfig
 from ..reads.labels import LabelSpace
 from ..reads.lineages import RANKS
+from ..reads.tokens import VOCABULARY
 
 POOLING = "mean"
 """How the encoder's states become the vector that the heads see."""
@@ -35,6 +37,8 @@ class TaxonomyClassifier(nn.Module):
 
     Attributes:
         labels: the classes of each rank.
+        frames: reading frames that the vectors of whole sequences are the mean over.
+        strands: `given` or `both`, likewise.
     """
 
     def __init__(
@@ -43,11 +47,15 @@ class TaxonomyClassifier(nn.Module):
         hidden: int,
         labels: LabelSpace,
         dropout: float = 0.1,
+        frames: int = 1,
+        strands: str = "given",
     ):
         """Take an EsmModel, with or without adapter, that attends by packed segments."""
         super().__init__()
         self.encoder = encoder
         self.labels = labels
+        self.frames, self.strands = frames, strands
+        self._bag: bool | None = None
         self.heads = nn.ModuleDict(
             {
                 rank: nn.Sequential(
@@ -66,10 +74,20 @@ class TaxonomyClassifier(nn.Module):
         runs: Any = None,
     ) -> torch.Tensor:
         """Pooled vectors of packed rows, (rows, num_segments, hidden) float32."""
+        if runs is not None and input_ids.device.type == "cpu" and self._has_bag():
+            table = token_states(self.encoder, len(VOCABULARY))  # fewer than a batch's tokens
+            return mean_of_rows(table, input_ids, positions, FIRST_POSITION)
         states = self.encoder(
             input_ids=input_ids, position_ids=positions, segments=segments, runs=runs
         ).last_hidden_state
         return pool(states, positions, segments, num_segments, POOLING, FIRST_POSITION)
+
+    def _has_bag(self) -> bool:
+        if self._bag is None:
+            encoder: Any = self.encoder
+            base = encoder.get_base_model() if isinstance(encoder, PeftModel) else encoder
+            self._bag = is_bag(base)
+        return self._bag
 
     def classify(self, vectors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Logits of pooled vectors (..., hidden): for each rank (..., classes)."""
@@ -83,8 +101,9 @@ class TaxonomyClassifier(nn.Module):
         num_segments: int = 1,
         runs: Any = None,
         attention_mask: torch.Tensor | None = None,
+        frames: int = 1,
     ) -> tuple[torch.Tensor, ...]:
-        """Logits, for each rank (rows * num_segments, classes).
+        """Logits, for each rank (rows * num_segments / frames, classes).
 
         Args:
             input_ids: (rows, tokens).
@@ -94,14 +113,21 @@ class TaxonomyClassifier(nn.Module):
             num_segments: segments a row can hold.
             runs: see `packing.Batch`.
             attention_mask: (rows, tokens), 1 for tokens; only without positions and segments.
+            frames: so many neighbouring segments are the frames of one sequence; their
+                token-weighted mean is taken.
         """
         if positions is None or segments is None:
             mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
             segments = mask - 1  # 0 for tokens, -1 for filler
             counting = torch.arange(input_ids.shape[1], device=input_ids.device) + FIRST_POSITION
             positions = torch.where(mask > 0, counting, FIRST_POSITION - 1)
-        vectors = self.vectors(input_ids, positions, segments, num_segments, runs)
-        return self.classify(vectors.flatten(0, 1))
+        vectors = self.vectors(input_ids, positions, segments, num_segments, runs).flatten(0, 1)
+        if frames > 1:
+            numbers = torch.arange(num_segments, device=segments.device)[None, :, None]
+            num_tokens = (segments[:, None, :] == numbers).sum(-1).float().view(-1, frames, 1)
+            total = (vectors.unflatten(0, (-1, frames)) * num_tokens).sum(1)
+            vectors = total / num_tokens.sum(1).clamp(min=1)
+        return self.classify(vectors)
 
 
 def attach_adapter(
@@ -140,7 +166,27 @@ def build_classifier(
         dropout=config.dropout,
         targets=config.targets,
     )
-    return TaxonomyClassifier(adapted, base.config.hidden_size, labels, config.dropout).train()
+    return TaxonomyClassifier(
+        adapted,
+        base.config.hidden_size,
+        labels,
+        config.dropout,
+        config.frames_read,
+        config.strands or "given",
+    ).train()
+
+
+def fit_to_model(config: FinetuneConfig, base: Any) -> FinetuneConfig:
+    """The options that follow from the model's configuration where they were left open."""
+    targets = config.targets
+    if not base.num_hidden_layers and targets == ["query", "value"]:
+        targets = ["word_embeddings"]
+    return dataclasses.replace(
+        config,
+        frames=config.frames or getattr(base, "frames", None),
+        strands=config.strands or getattr(base, "strands", None),
+        targets=targets,
+    )
 
 
 def count_parameters(module: nn.Module) -> tuple[int, int]:
@@ -171,7 +217,9 @@ def load_classifier(
     base, revision = resolve_base(model or DEFAULT_MODEL, None, str(folder))
     esm = load_model(base, device.dtype, revision)
     tuned = attach_saved_adapter(esm, folder)
-    classifier = TaxonomyClassifier(tuned, esm.config.hidden_size, labels)
+    classifier = TaxonomyClassifier(
+        tuned, esm.config.hidden_size, labels, **adapter_reading(str(folder))
+    )
     heads = load_file(folder / "heads.safetensors")
     try:
         classifier.heads.load_state_dict(heads)

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..encode.packing import Batch, Window, fill_rows
+from ..encode.packing import Batch, Window, fill_rows, readings
 from ..errors import InputError
+from ..options import FinetuneConfig
 from ..reads.files import metadata_schema
 from ..reads.inputs import expand_inputs
 from ..reads.labels import UNKNOWN, LabelSpace
@@ -161,21 +162,29 @@ class Augmentation:
         return sequence
 
 
+def augmentation_of(config: FinetuneConfig) -> Augmentation:
+    """How a run varies its sequences; what is read on both strands is trained on either."""
+    reverse = 0.5 if config.strands == "both" else config.reverse_complement
+    return Augmentation(reverse, config.frame_shift, config.crop)
+
+
 @dataclass(frozen=True)
 class TrainingBatch:
     """A process's part of a batch.
 
     Attributes:
         batch: packed rows.
-        labels: (rows * num_segments, 7) int64, -1 where unknown or filler.
+        labels: (rows * num_segments / frames, 7) int64, -1 where unknown or filler.
         known: (7,) rows known at each rank in the whole batch, all processes together.
         num_sequences: in the whole batch.
+        frames: neighbouring segments (or rows of one) that are the frames of one example.
     """
 
     batch: Batch
     labels: np.ndarray
     known: np.ndarray
     num_sequences: int
+    frames: int = 1
 
 
 def row_widths(num_tokens: np.ndarray, max_tokens: int) -> list[int]:
@@ -250,6 +259,7 @@ def make_batch(
     augmentation: Augmentation,
     seed: int,
     epoch: int,
+    frames: int = 1,
     process_index: int = 0,
     process_count: int = 1,
 ) -> TrainingBatch:
@@ -259,29 +269,33 @@ def make_batch(
     sequences lie end to end in one row.
     """
     own = rows[process_index::process_count]
-    windows = []
+    examples_windows = []
     for row in own.tolist():
         # A generator for each example, so that the result is the same in whichever process.
         rng = np.random.default_rng([seed, epoch, row])
         sequence = augmentation.apply(examples.sequences[row], rng)
-        tokens = tokenize([sequence]).values[1:]
+        read = [texts[0] for texts in readings([sequence], frames, "given")]
+        tokens = [ids[1:] for ids in tokenize(read)]
         room = min(width, max_tokens) - 1
-        if len(tokens) > room:
-            start = int(rng.integers(0, len(tokens) - room + 1))
-            tokens = tokens[start : start + room]
-        windows.append(Window((0, row), tokens))
+        if len(tokens[0]) > room:
+            start = int(rng.integers(0, len(tokens[0]) - room + 1))
+            tokens = [ids[start : start + room] for ids in tokens]
+        examples_windows.append([Window((0, row), ids) for ids in tokens])
     if kind == "xla":
-        num_rows = -(-batch_size // num_devices) * num_devices
+        windows = [window for each in examples_windows for window in each]
+        num_rows = -(-batch_size // num_devices) * num_devices * frames
         batch = fill_rows([[w] for w in windows], num_rows, width, 1, with_runs=False)
     else:
-        if not windows:  # the batch has fewer sequences than there are processes
-            windows = [Window((0, _NO_EXAMPLE), np.zeros(0, np.int32))]
-        windows.sort(key=len, reverse=True)
+        if not examples_windows:  # the batch has fewer sequences than there are processes
+            examples_windows = [[Window((0, _NO_EXAMPLE), np.zeros(0, np.int32))] * frames]
+        examples_windows.sort(key=lambda each: len(each[0]), reverse=True)
+        windows = [window for each in examples_windows for window in each]
         batch = fill_rows(
             [windows], 1, sum(map(len, windows)), max(1, len(windows)), with_runs=True
         )
-    placed = np.full((len(batch.input_ids) * batch.num_segments, len(RANKS)), UNKNOWN, np.int64)
+    num_segments = len(batch.input_ids) * batch.num_segments
+    placed = np.full((num_segments // frames, len(RANKS)), UNKNOWN, np.int64)
     for at, segment, window in batch.places:
         if window.owner[1] != _NO_EXAMPLE:
-            placed[at * batch.num_segments + segment] = labels[window.owner[1]]
-    return TrainingBatch(batch, placed, (labels[rows] != UNKNOWN).sum(0), len(rows))
+            placed[(at * batch.num_segments + segment) // frames] = labels[window.owner[1]]
+    return TrainingBatch(batch, placed, (labels[rows] != UNKNOWN).sum(0), len(rows), frames)

@@ -109,7 +109,13 @@ def predict_batches(
     classifier.eval()
     jobs = (
         prepare(
-            number, None, sequences[first : first + _JOB_SEQUENCES], max_tokens, _OVERLAP_TOKENS
+            number,
+            None,
+            sequences[first : first + _JOB_SEQUENCES],
+            max_tokens,
+            _OVERLAP_TOKENS,
+            classifier.frames,
+            classifier.strands,
         )
         for number, first in enumerate(range(0, len(sequences), _JOB_SEQUENCES))
     )

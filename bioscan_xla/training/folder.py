@@ -14,6 +14,7 @@ import yaml
 from safetensors.torch import save_file
 
 from ..encode.model import no_bars
+from ..encode.model_files import READING
 from ..errors import SyncError
 from ..options import FinetuneConfig
 from ..reads.labels import LabelSpace
@@ -92,6 +93,8 @@ def write_model_folder(
     }
     classifier.encoder.save_pretrained(folder / "adapter", state_dict=adapter)  # type: ignore[operator]
     (folder / "adapter" / "README.md").unlink(missing_ok=True)  # PEFT's empty form; ours is above
+    reading = {"frames": classifier.frames, "strands": classifier.strands}
+    (folder / "adapter" / READING).write_text(json.dumps(reading) + "\n")
     heads = {
         name.removeprefix("heads."): value
         for name, value in state.items()
@@ -106,6 +109,7 @@ def write_model_folder(
     if config.save_merged:
         # A copy: merging changes the layers that the classifier goes on using.
         merged = copy.deepcopy(classifier.encoder).cpu().merge_and_unload()  # type: ignore[operator]
+        merged.config.update(reading)
         with no_bars():
             merged.save_pretrained(folder / "merged")
         save_tokenizer(folder / "merged")

@@ -23,7 +23,7 @@ from ..encode.packing import Batch
 from ..errors import BioscanError
 from ..options.training import LOWER_IS_BETTER
 from ..reads.lineages import RANKS
-from .data import Augmentation, TrainingBatch, make_batch, plan_epoch
+from .data import TrainingBatch, augmentation_of, make_batch, plan_epoch
 from .evaluation import evaluate_part
 from .setup import Run
 from .step import train_step
@@ -95,7 +95,7 @@ class Loop:
         self.run, self.config, self.device = run, run.config, run.device
         self.accelerator, self.cursor = run.accelerator, run.cursor
         config = run.config
-        self.augmentation = Augmentation(config.reverse_complement, config.frame_shift, config.crop)
+        self.augmentation = augmentation_of(config)
         self.pending: list[_Update] = []
         self.group: Any = None
         if run.accelerator.num_processes > 1:  # by way of the hosts: no device waits
@@ -191,6 +191,7 @@ class Loop:
             augmentation=self.augmentation,
             seed=config.seed,
             epoch=self.cursor.epoch,
+            frames=config.frames_trained,
             process_index=self.accelerator.process_index,
             process_count=self.accelerator.num_processes,
         )

@@ -27,7 +27,13 @@ from ..reads.lineages import RANKS, known_lineage
 from ..reads.raw import ReadOptions
 from ..reads.tokens import tokenize
 from .checkpoint import Checkpoints, Cursor
-from .classifier import TaxonomyClassifier, build_classifier, count_parameters, initial_log_priors
+from .classifier import (
+    TaxonomyClassifier,
+    build_classifier,
+    count_parameters,
+    fit_to_model,
+    initial_log_priors,
+)
 from .data import Data, plan_epoch, read_examples
 from .folder import History, write_tables
 from .loss import parent_links
@@ -78,7 +84,8 @@ class Run:
 
 def set_up(config: FinetuneConfig, device: runtime.Device, accelerator: Any) -> Run:
     """Read the data, make the model, and go to where the last checkpoint was saved."""
-    read_config(config.model, config.revision)  # a wrong model is told before the data are read
+    # A wrong model is told before the data are read.
+    config = fit_to_model(config, read_config(config.model, config.revision))
     data = prepare_data(config)
     hosts.check_same(device, "the sequences", *data.train.sequences, *data.eval.sequences)
     if accelerator.is_main_process:

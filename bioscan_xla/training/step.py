@@ -67,7 +67,9 @@ def train_step(
     # Several processes exchange the gradients of a group once, with its last batch.
     waits = not is_update and learner.num_processes > 1
     with learner.model.no_sync() if waits else nullcontext():
-        logits = learner.model(ids, positions, segments, batch.num_segments, batch.runs)
+        logits = learner.model(
+            ids, positions, segments, batch.num_segments, batch.runs, frames=made.frames
+        )
         loss = rank_loss(
             logits,
             labels,

@@ -11,6 +11,7 @@ it is equal; a query whose name is not among the references counts, as wrong, fo
 import argparse
 import logging
 import platform
+import time
 from pathlib import Path
 
 import numpy as np
@@ -18,23 +19,33 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
+from small_encoder import split
 
-from bioscan_xla.finetune import finetune
 from bioscan_xla.options import FinetuneConfig
+from bioscan_xla.reads.cleaning import clean_sequences
+from bioscan_xla.reads.lineages import known_lineage
 from bioscan_xla.sample import write_model
+from bioscan_xla.training.run import finetune
 
+LINEAGE = ("kingdom", "phylum", "class", "order", "family", "genus", "species")
 RANKS = ("phylum", "class", "order", "family", "genus", "species")
 
 
-def draw(path, num_references, num_queries, seed=0):
-    """References, and queries whose class is among them, as tables."""
+def draw(path, num_references, num_queries, seed):
+    """References, and queries whose class is among them, as tables.
+
+    The sides are those of `small_encoder.split`, so that an encoder which that script trained with
+    this seed has seen no query, and no sequence lies on both.
+    """
     table = pq.read_table(path)
     lengths = pc.utf8_length(table["dna_sequence"])
     table = table.filter(pc.greater_equal(lengths, 100))
     rng = np.random.default_rng(seed)
-    order = rng.permutation(table.num_rows)
-    references = table.take(order[:num_references])
-    rest = table.take(order[num_references:])
+    table = table.take(rng.permutation(table.num_rows))
+    names = zip(*(table[rank].to_pylist() for rank in LINEAGE), strict=True)
+    parts = split(_clean(table), [known_lineage(name) for name in names], seed)
+    references = table.filter(parts == "train").slice(0, num_references)
+    rest = table.filter(parts == "query")
     rest = rest.filter(
         pc.is_in(rest["class"], value_set=pc.unique(references["class"]).drop_null())
     )
@@ -58,6 +69,15 @@ def nearest(references, queries):
     """Row of the nearest reference of each query, by cosine of unit vectors."""
     a, b = torch.from_numpy(references), torch.from_numpy(queries)
     return torch.cat([(part @ a.T).argmax(1) for part in b.split(256)]).numpy()
+
+
+def whiten(references, queries):
+    """Both sides, centred and whitened by the references."""
+    references, queries = unit(references), unit(queries)
+    mean = references.mean(0)
+    values, directions = np.linalg.eigh(np.cov((references - mean).T))
+    directions = directions / np.sqrt(values + 0.1 * values.mean())
+    return unit((references - mean) @ directions), unit((queries - mean) @ directions)
 
 
 def unit(vectors):
@@ -84,19 +104,23 @@ def main():
     parser.add_argument("--queries", type=int, default=1_500)
     parser.add_argument("--learning-rate", type=float, default=3e-3)
     parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--frames", default=None, help="1, 6 or random; default the encoder's")
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--seed", type=int, default=0, help="of the split, see small_encoder.py")
     parser.add_argument("--work", type=Path, default=Path("taxonomy-bench"))
     options = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
     logging.getLogger("bioscan_xla").setLevel(logging.INFO)
     work = options.work / options.file.stem
     work.mkdir(parents=True, exist_ok=True)
-    references, queries = draw(options.file, options.references, options.queries)
+    references, queries = draw(options.file, options.references, options.queries, options.seed)
     pq.write_table(references, work / "references.parquet")
     pq.write_table(queries, work / "queries.parquet")
-    encoder, targets = options.encoder, ["query", "value"]
+    encoder, targets = options.encoder, ["query", "value"]  # without layers the embeddings
     if encoder is None:
         encoder, targets = work / "encoder", ["word_embeddings", "query", "key", "value", "dense"]
         write_model(encoder, hidden=256, layers=options.layers)
+    started = time.time()
     finetune(
         FinetuneConfig(
             train=str(work / "references.parquet"),
@@ -111,9 +135,12 @@ def main():
             dropout=0.0,
             min_sequences=1,
             num_epochs=options.epochs,
+            frames=int(options.frames) if options.frames in ("1", "6") else options.frames,
+            batch_size=options.batch_size,
             learning_rate=options.learning_rate,
         )
     )
+    seconds = time.time() - started
 
     from bioscan_xla.encode.runtime import open_device
     from bioscan_xla.training.classifier import load_classifier
@@ -122,10 +149,16 @@ def main():
     device = open_device("cpu", "float32")
     classifier = load_classifier(work / "classifier", device)
     cleaned = [_clean(table) for table in (references, queries)]
-    _, reference_vectors = predict(classifier, device, cleaned[0], 1000)
-    probabilities, query_vectors = predict(classifier, device, cleaned[1], 1000)
+    reference_vectors = np.concatenate(
+        [v for _, v in predict(classifier, device, cleaned[0], 1000)]
+    )
+    found = list(predict(classifier, device, cleaned[1], 1000))
+    query_vectors = np.concatenate([vectors for _, vectors in found])
+    probabilities = [np.concatenate(rank) for rank in zip(*(p for p, _ in found), strict=True)]
     by_counts = nearest(six_mers(references), six_mers(queries))
     by_vectors = nearest(unit(reference_vectors), unit(query_vectors))
+    white = whiten(reference_vectors.astype(np.float64), query_vectors.astype(np.float64))
+    by_whitened = nearest(*white)
     names = [classifier.labels.names(rank) for rank in range(7)]
     by_heads = {
         rank: [names[at][n] for n in probabilities[at].argmax(1)]
@@ -135,10 +168,11 @@ def main():
         "6-mer counts, 1-NN": references.take(pa.array(by_counts)).to_pydict(),
         "heads": by_heads,
         "vectors, 1-NN": references.take(pa.array(by_vectors)).to_pydict(),
+        "whitened, 1-NN": references.take(pa.array(by_whitened)).to_pydict(),
     }
     print(
         f"{options.file.name}: {references.num_rows:,} references, {queries.num_rows:,} queries; "
-        f"{options.epochs} epochs at {options.learning_rate:g}; "
+        f"{options.epochs} epochs at {options.learning_rate:g}, {seconds:.0f} s; "
         f"{platform.machine()}, {torch.get_num_threads()} threads"
     )
     print(f"{'':20}" + "".join(f"{rank:>9}" for rank in RANKS))
@@ -147,8 +181,6 @@ def main():
 
 
 def _clean(table):
-    from bioscan_xla.reads.cleaning import clean_sequences
-
     return clean_sequences(table["dna_sequence"].to_pylist())[0]
 
 
