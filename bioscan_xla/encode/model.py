@@ -234,7 +234,7 @@ def _hash_adapter(tuned: Any) -> str:
     """A hash over an adapter's tensors and the factors they are added with."""
     from peft import get_peft_model_state_dict
 
-    tensors = dict(get_peft_model_state_dict(tuned))
+    tensors = dict(get_peft_model_state_dict(tuned, save_embedding_layers=False))
     for name, module in tuned.named_modules():
         scaling = getattr(module, "scaling", None)  # by adapter; attention has a number there
         for factor in scaling.values() if isinstance(scaling, dict) else ():

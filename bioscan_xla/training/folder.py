@@ -91,7 +91,9 @@ def write_model_folder(
         for name, value in state.items()
         if name.startswith("encoder.")
     }
-    classifier.encoder.save_pretrained(folder / "adapter", state_dict=adapter)  # type: ignore[operator]
+    encoder: Any = classifier.encoder
+    # A trained copy of the embeddings is never part of it, so PEFT need not ask the hub for the base.
+    encoder.save_pretrained(folder / "adapter", state_dict=adapter, save_embedding_layers=False)
     (folder / "adapter" / "README.md").unlink(missing_ok=True)  # PEFT's empty form; ours is above
     reading = {"frames": classifier.frames, "strands": classifier.strands}
     (folder / "adapter" / READING).write_text(json.dumps(reading) + "\n")
