@@ -103,7 +103,7 @@ def test_fine_tuning_from_the_shipped_encoder(frames, options, tmp_path):
     assert (classifier.frames, classifier.strands) == (6, "given")
     # The vectors that the heads see are those that embed writes with the adapter, or merged.
     texts = clean_sequences(pq.read_table(options["train"])["dna_sequence"].to_pylist()[:8])[0]
-    ((_, wanted),) = predict(classifier, CPU, texts, 1000)
+    _, wanted = predict(classifier, CPU, texts, 1000)
     for encoder in (
         load_encoder(adapter=str(folder), device=CPU),
         load_encoder(str(folder / "merged"), device=CPU),

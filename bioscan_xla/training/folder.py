@@ -92,7 +92,7 @@ def write_model_folder(
         if name.startswith("encoder.")
     }
     encoder: Any = classifier.encoder
-    # A trained copy of the embeddings is never part of it, so PEFT need not ask the hub for the base.
+    # It never holds a copy of the embeddings, so PEFT need not ask the hub about the base.
     encoder.save_pretrained(folder / "adapter", state_dict=adapter, save_embedding_layers=False)
     (folder / "adapter" / "README.md").unlink(missing_ok=True)  # PEFT's empty form; ours is above
     reading = {"frames": classifier.frames, "strands": classifier.strands}

@@ -149,12 +149,8 @@ def main():
     device = open_device("cpu", "float32")
     classifier = load_classifier(work / "classifier", device)
     cleaned = [_clean(table) for table in (references, queries)]
-    reference_vectors = np.concatenate(
-        [v for _, v in predict(classifier, device, cleaned[0], 1000)]
-    )
-    found = list(predict(classifier, device, cleaned[1], 1000))
-    query_vectors = np.concatenate([vectors for _, vectors in found])
-    probabilities = [np.concatenate(rank) for rank in zip(*(p for p, _ in found), strict=True)]
+    _, reference_vectors = predict(classifier, device, cleaned[0], 1000)
+    probabilities, query_vectors = predict(classifier, device, cleaned[1], 1000)
     by_counts = nearest(six_mers(references), six_mers(queries))
     by_vectors = nearest(unit(reference_vectors), unit(query_vectors))
     white = whiten(reference_vectors.astype(np.float64), query_vectors.astype(np.float64))
