@@ -129,14 +129,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         demo={
             "train": SAMPLE,
             "output": "demo/classifier",
-            "model": "demo/model",
+            "model": "bioscan-small",
             "num_epochs": 12,
             "batch_size": 16,
             "learning_rate": 0.003,
             "warmup_steps": 20,
             "eval_fraction": 0.2,
         },
-        demo_note="No options given: fine-tuning a small demo model (demo/model) on the built-in "
+        demo_note="No options given: fine-tuning the shipped encoder bioscan-small on the built-in "
         "sample (demo/sample.parquet) into demo/classifier. Your own data: "
         "accelerate launch launch/finetune.py --train FILES --output FOLDER",
     )
