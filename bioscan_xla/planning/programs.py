@@ -185,17 +185,7 @@ def plan_finetuning(config: FinetuneConfig, topology: Topology) -> dict[str, Any
         lengths = [np.minimum(num_tokens[members], max_tokens) for members in made]
         totals.useful_tokens += frames * int(sum(part.sum() for part in lengths))
         totals.computed_tokens += len(made) * rows * width
-        # Forward, and backward through activations: the base has no weight gradients.
-        useful = (
-            2
-            * frames
-            * sum(
-                forward_flops(
-                    model, model.num_hidden_layers, part.sum(), (part.astype(float) ** 2).sum()
-                )
-                for part in lengths
-            )
-        )
+        useful = frames * sum(_step_flops(model, part) for part in lengths)
         programs.append(Program(rows, width, 1, len(made), useful / len(made), compiled))
     # The widest step the other way: what checkpointing would save or cost.
     widest, other = programs[-1], not config.gradient_checkpointing
@@ -207,6 +197,12 @@ def plan_finetuning(config: FinetuneConfig, topology: Topology) -> dict[str, Any
         "gradient_checkpointing": config.gradient_checkpointing,
         "widest_otherwise": describe_numbers(twin, topology),
     }
+
+
+def _step_flops(model: EsmConfig, num_tokens: np.ndarray) -> float:
+    """Forward, and backward through activations: the base has no weight gradients."""
+    squared = (num_tokens.astype(float) ** 2).sum()
+    return 2 * forward_flops(model, model.num_hidden_layers, num_tokens.sum(), squared)
 
 
 def _finetuning_options(config: FinetuneConfig) -> dict[str, Any]:
