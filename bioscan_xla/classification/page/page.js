@@ -5,7 +5,7 @@ const format = (n) => n.toLocaleString("en", { maximumFractionDigits: n < 10 && 
 const percent = (part) => (part >= 0.1 ? Math.round(100 * part) : Number((100 * part).toPrecision(2))) + " %";
 
 function numbers(field, Kind) {
-  if (!field) return null;
+  if (field === null || field === undefined) return null;
   const bytes = Uint8Array.from(atob(field), (letter) => letter.charCodeAt(0));
   return new Kind(bytes.buffer);
 }
