@@ -1,6 +1,5 @@
 """The report page: what it says, and what a browser shows of it."""
 
-import dataclasses
 import json
 import re
 import shutil
@@ -8,102 +7,178 @@ import subprocess
 
 import numpy as np
 import pytest
+from scipy import sparse
 
-from bioscan_xla.classification.report import (
-    Counts,
-    NovelSequence,
-    Results,
-    Sample,
-    page_data,
-    render,
-    write_report,
-)
+from bioscan_xla.classification.counts import Counts, Sample
+from bioscan_xla.classification.overview import summarise
+from bioscan_xla.classification.report import methods_text, page_data, render, write_report
 from bioscan_xla.reads.lineages import RANKS
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 FISH = ("Animalia", "Chordata", "Actinopteri", "Gadiformes", "Gadidae", "Gadus", "Gadus morhua")
 WORM = ("Animalia", "Annelida", "Polychaeta", "Sabellida", "Siboglinidae", None, None)
-LINEAGES = [FISH, WORM, (*FISH[:5], None, None), (None,) * 7]
+NOTHING = (None,) * 7
+LINEAGES = [FISH, WORM, (*FISH[:5], None, None), NOTHING]
+SAMPLES = [
+    Sample("dive", latitude=44.5, longitude=-125.0, min_depth_m=1500.0),
+    Sample("blank", is_control=True),
+]
+COUNTS = Counts(["ASV0", "ASV1"], ["dive", "blank"], sparse.csr_matrix([[30, 0], [10, 2]]))
+RUN = {
+    "program": "bioscan_xla 1.0",
+    "command": "classify",
+    "options": {
+        "input": ["cruise.fasta"],
+        "precision": 0.95,
+        "novel_share": 0.2,
+        "num_candidates": 50,
+        "min_coverage": 0.7,
+    },
+    "reference": {
+        "name": "fishes",
+        "version": "2026",
+        "content_hash": "ab" * 32,
+        "sequences": 1000,
+        "left_out": 3,
+    },
+    "model": None,
+    "method": "bioscan_xla 1.0: candidates by shared 8-mers",
+    "calibration_trials": 1500,
+    "thresholds": dict.fromkeys(RANKS, 0.5),
+    "novelty_trust": {"0-300 bp": 0.7, "over 1500 bp": None},
+    "versions": {"numpy": "2"},
+    "rejected": {},
+    "controls": {"samples": 1, "removed": False},
+}
+HIT = {
+    "reference_id": "REF1",
+    "lineage": "Animalia",
+    "identity": 0.9,
+    "query_coverage": 1.0,
+    "query_start": 4,
+    "reference_start": 0,
+    "query_row": "AC-GT" * 20,
+    "reference_row": "AGCGT" * 20,
+}
 
 
-def results(copies=5, **changes):
-    lineages = LINEAGES * copies
-    count = len(lineages)
+def rows(copies=5, lineages=LINEAGES, **changes):
     random = np.random.default_rng(0)
-    named = np.array([[name is not None for name in lineage] for lineage in lineages])
-    named = named.reshape(count, len(RANKS)).astype(bool)
-    confidence = np.where(named, random.uniform(0.5, 1, named.shape), np.nan)
-    made = Results(
-        title="Cruise 7",
-        lede="A few sequences.",
-        ids=[f"ASV{number}" for number in range(count)],
-        lineages=lineages,
-        confidence=confidence,
-        named=named,
-        identity=np.full(count, 0.97),
-        novelty=np.linspace(0, 1, count),
-        novel_from=0.9,
-        thresholds=[0.5] * 7,
-        novel=[
-            NovelSequence(
-                "ASV19", "new genus in Gadidae", 0.99, "Nearest: X.", ("AC-", "|*-", "AG-")
-            )
-        ],
-        novel_note="Weak below 300 bp.",
-        methods="Sequences were classified.",
-        facts=[("reference", "fishes")],
-        samples=[Sample("dive", 44.5, -125.0, 1500.0), Sample("blank", control=True)],
-        counts=Counts(np.array([0, 0, 1]), np.array([0, 1, 1]), np.array([30.0, 10.0, 2.0])),
-        vectors=random.normal(size=(count, 8)),
-    )
-    return dataclasses.replace(made, **changes)
+    counts = {"ASV0": (30, 0), "ASV1": (10, 2)}
+    for number, lineage in enumerate(lineages * copies):
+        name = f"ASV{number}"
+        reads, in_controls = counts.get(name, (None, None))
+        yield {
+            "sequence_id": name,
+            "dna_sequence": "ACGT",
+            "length_bp": 4,
+            **dict(zip(RANKS, lineage, strict=True)),
+            **{f"confidence_{r}": 0.8 for r in RANKS if r != "species"},
+            "confidence_species": None,
+            "novelty": number / (copies * len(lineages)),
+            "novelty_rank": "genus" if number % 10 == 9 else None,
+            "novelty_statement": "new genus in Gadidae" if number % 10 == 9 else None,
+            "identity": 0.9,
+            "num_evidence": 1,
+            "hits": [HIT],
+            "vector": random.normal(size=8),
+            "reads": reads,
+            "control_reads": in_controls,
+            **changes,
+        }
+
+
+def whole(copies=5, **changes):
+    return page_data(summarise(rows(copies, **changes), SAMPLES, COUNTS), RUN)
 
 
 def test_samples_share_and_controls():
-    data = page_data(results())
+    data = whole()
     dive, blank = data["samples"]
     assert dive["reads"] == 40
     assert dict(dive["groups"]) == {"Chordata": 0.75, "Annelida": 0.25}
     assert blank["control"]
-    assert data["controls"]["rows"] == [("ASV1", "no name at these ranks", 2.0, 10.0)]
+    assert data["controls"]["rows"] == [("ASV1", "no name at genus or species", 2.0, 10.0)]
+    assert sum(data["reads"]) == 40
+    assert sum(data["sequences"]) == 20
+
+
+def test_controls_that_were_removed_are_said_to_be():
+    run = RUN | {"controls": {"samples": 1, "removed": True}}
+    dives = Counts(COUNTS.ids, ["dive"], COUNTS.matrix[:, :1])
+    told = page_data(summarise(rows(), SAMPLES[:1], dives), run)["controls"]
+    assert "1 negative controls were removed" in told["note"]
 
 
 def test_where_one_phylum_has_nearly_all_a_lower_rank_is_coloured():
-    assert page_data(results())["groups"]["rank"] == "phylum"
+    plain = page_data(summarise(rows()), RUN)
+    assert plain["groups"]["rank"] == "phylum"
     whale = (*FISH[:2], "Mammalia", "Artiodactyla", None, None, None)
-    fishes = results(5, lineages=[FISH, FISH, whale, FISH] * 5, counts=None, samples=())
-    assert page_data(fishes)["groups"]["rank"] == "class"
+    fishes = page_data(summarise(rows(lineages=[FISH, FISH, whale, FISH])), RUN)
+    assert fishes["groups"]["rank"] == "class"
 
 
-def test_histograms_count_each_named_sequence_once():
-    data = page_data(results())
-    for rank, line in enumerate(data["by_rank"]):
-        assert line["name"] == RANKS[rank]
-        assert sum(line["kept"]) == results().named[:, rank].sum()
+def test_each_confidence_is_counted_once():
+    for rank, line in enumerate(whole()["by_rank"]):
+        named = sum(lineage[rank] is not None for lineage in LINEAGES) * 5
+        if RANKS[rank] == "species":
+            assert sum(line["kept"] + line["cut"]) == 0
+            continue
+        assert (sum(line["kept"]), sum(line["cut"])) == (named, 20 - named)
+        assert line["share"] == named / 20
+        assert line["identity"] == pytest.approx(0.9)
+
+
+def test_novel_sequences_come_with_their_alignment():
+    first, second = whole()["novel"]
+    assert (first["sequence_id"], second["sequence_id"]) == ("ASV19", "ASV9")
+    assert first["says"] == "new genus in Gadidae"
+    query, marks, reference = first["alignment"][:3]
+    assert query.split()[:2] == ["query", "5"]
+    assert marks.strip().startswith("|*-||")
+    assert reference.split()[:2] == ["reference", "1"]
+    assert first["alignment"][4].split()[1] == str(5 + 64), "gaps are no bases"
+
+
+def test_what_no_reference_aligns_to_is_novel():
+    nothing = dict(num_evidence=0, hits=[], identity=None, novelty=1.0, novelty_rank=None)
+    data = page_data(summarise(rows(1, lineages=[NOTHING], **nothing)), RUN)
+    assert "No reference" in data["novel"][0]["evidence"]
+
+
+def test_methods_name_reference_and_thresholds():
+    text = methods_text(RUN)
+    assert "fishes 2026 (1,000 sequences; SHA-256 abababab" in text
+    assert "genus 0.50" in text
 
 
 def test_a_name_cannot_leave_its_place():
     bad = "</script><script>alert(1)</script>"
-    page = render(results(title=bad, ids=[bad] * 20))
+    run = RUN | {"options": RUN["options"] | {"input": [bad]}}
+    page = render(summarise(rows(1, lineages=[(bad, *FISH[1:])])), run)
     assert bad not in page
     (data,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', page)
-    assert json.loads(data)["title"] == bad
+    assert json.loads(data)["lineages"][0][0] == bad
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_sequences_stay_small(tmp_path):
-    write_report(tmp_path / "report.html", results(25_000))
+    write_report(tmp_path / "report.html", summarise(rows(26_000)), RUN)
     assert (tmp_path / "report.html").stat().st_size < 6_000_000
+    data = (tmp_path / "report.html").read_text()
+    assert "A random 100,000 of 104,000 sequences are drawn" in data
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
 @pytest.mark.parametrize("kind", ["whole", "bare", "empty"])
 def test_browser_shows_it(kind, tmp_path):
-    made = {
-        "whole": results(),
-        "bare": results(counts=None, samples=(), vectors=None, novel=()),
-        "empty": results(0, counts=None, samples=(), vectors=None, novel=()),
-    }[kind]
-    write_report(tmp_path / "report.html", made)
+    overview = {
+        "whole": lambda: summarise(rows(), SAMPLES, COUNTS),
+        "bare": lambda: summarise(rows(vector=None, reads=None, control_reads=None)),
+        "empty": lambda: summarise([]),
+    }[kind]()
+    run = RUN if kind == "whole" else {key: RUN[key] for key in RUN if key != "controls"}
+    write_report(tmp_path / "report.html", overview, run)
     shown = subprocess.run(
         [
             CHROMIUM,
@@ -117,14 +192,15 @@ def test_browser_shows_it(kind, tmp_path):
         timeout=60,
         check=True,
     ).stdout
+    shown = re.sub(r'<script type="application/json".*?</script>', "", shown, flags=re.DOTALL)
     assert 'data-ready="true"' in shown, "the script broke off"
-    assert '<h1 id="title">Cruise 7</h1>' in shown
+    assert '<h1 id="title">cruise.fasta</h1>' in shown
     sections = set(re.findall(r'<section id="(\w+)"', shown))
     assert {"composition", "confidence", "novel", "methods"} <= sections
     assert ({"places", "vectors", "controls"} <= sections) == (kind == "whole")
     if kind != "empty":
         assert "Annelida" in shown
-    if kind == "whole":
-        assert len(re.findall(r'class="site', shown)) == 2, "a dot on the map, a bar at its depth"
         assert "new genus in Gadidae" in shown
         assert '<span class="x">*</span>' in shown
+    if kind == "whole":
+        assert len(re.findall(r'class="site', shown)) == 2, "a dot on the map, a bar at its depth"

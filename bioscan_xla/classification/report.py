@@ -1,8 +1,8 @@
 """One page that shows a classification: `report.html`.
 
-Input: the classified records, what the run says of itself, and, where they are known, counts,
-samples and vectors. Output: one HTML file. Invariants: the file needs no network and no other file;
-numbers are packed as base64, so that 100,000 sequences stay below 6 MB.
+Input: an `Overview` of the rows and what the run says of itself (the contents of `run.json`).
+Output: one HTML file. Invariants: the file needs no network and no other file; numbers are packed
+as base64, so that 100,000 sequences stay below 6 MB.
 """
 
 import base64
@@ -11,266 +11,162 @@ import importlib.resources
 import json
 import string
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..reads.lineages import RANKS, Lineage
+from .overview import Overview
 
-NUM_BINS = 25
 _MOST_IDS = 30_000  # beyond that the ids alone would be larger than all else
 _MOST_GROUPS = 12
 _UNNAMED = "no name"
-NUM_NOVEL = 30
 
 
-@dataclass(frozen=True)
-class Sample:
-    """Where and when some of the sequences come from.
-
-    Attributes:
-        name: of the sample.
-        latitude: degrees north, None if unknown.
-        longitude: degrees east, None if unknown.
-        depth: metres below the surface, None if unknown.
-        control: True for a negative control.
-    """
-
-    name: str
-    latitude: float | None = None
-    longitude: float | None = None
-    depth: float | None = None
-    control: bool = False
+def write_report(path: str | Path, overview: Overview, run: Mapping[str, Any]) -> None:
+    """Write the page; `run` is what run.json holds."""
+    Path(path).write_text(render(overview, run), encoding="utf-8")
 
 
-@dataclass(frozen=True)
-class Counts:
-    """Reads of each sequence in each sample, where there are any.
-
-    Attributes:
-        sample: (entries,) which sample.
-        sequence: (entries,) which sequence.
-        value: (entries,) reads.
-    """
-
-    sample: np.ndarray
-    sequence: np.ndarray
-    value: np.ndarray
-
-
-@dataclass(frozen=True)
-class NovelSequence:
-    """A sequence that looks new, and why.
-
-    Attributes:
-        sequence_id: its id.
-        says: a sentence such as "new genus in Comatulida".
-        score: novelty, 0 to 1.
-        evidence: a sentence on its nearest reference.
-        alignment: three lines for each block: query, marks (`|` equal, `*` not), reference.
-    """
-
-    sequence_id: str
-    says: str
-    score: float
-    evidence: str
-    alignment: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Results:
-    """What the page shows.
-
-    Attributes:
-        title: heading.
-        lede: a sentence or two under it.
-        ids: (sequences,).
-        lineages: (sequences,) as truncated.
-        confidence: (sequences, ranks) of the best lineage, NaN where there is none.
-        named: (sequences, ranks) True where the name was kept.
-        identity: (sequences,) to the nearest reference, 0 to 1, NaN where nothing was found.
-        novelty: (sequences,) 0 to 1.
-        novel_from: novelty from which a sequence is called new.
-        thresholds: for each rank the least confidence that keeps a name, None if not used.
-        novel: the most novel sequences, most novel first.
-        novel_note: how far such statements can be trusted here.
-        methods: a paragraph for a paper.
-        facts: names and values: versions, hashes, options.
-        samples: in the order of `counts.sample`.
-        counts: reads; None where no table was given.
-        vectors: (sequences, hidden); None where the run had no model.
-    """
-
-    title: str
-    lede: str
-    ids: Sequence[str]
-    lineages: Sequence[Lineage]
-    confidence: np.ndarray
-    named: np.ndarray
-    identity: np.ndarray
-    novelty: np.ndarray
-    novel_from: float
-    thresholds: Sequence[float | None]
-    novel: Sequence[NovelSequence]
-    novel_note: str
-    methods: str
-    facts: Sequence[tuple[str, str]]
-    samples: Sequence[Sample] = ()
-    counts: Counts | None = None
-    vectors: np.ndarray | None = None
-
-
-def write_report(path: str | Path, results: Results) -> None:
-    """Write the page."""
-    Path(path).write_text(render(results), encoding="utf-8")
-
-
-def render(results: Results) -> str:
+def render(overview: Overview, run: Mapping[str, Any]) -> str:
     """The page as one HTML document."""
     page = importlib.resources.files(__package__) / "page"
+    data = page_data(overview, run)
     # "</" would end the script element, whatever stands between quotes.
-    data = json.dumps(page_data(results), ensure_ascii=False, allow_nan=False).replace("</", "<\\/")
+    text = json.dumps(data, ensure_ascii=False, allow_nan=False).replace("</", "<\\/")
     return string.Template((page / "page.html").read_text("utf-8")).substitute(
-        title=html.escape(results.title),
+        title=html.escape(data["title"]),
         style=(page / "page.css").read_text("utf-8"),
         script=(page / "page.js").read_text("utf-8"),
-        data=data,
+        data=text,
     )
 
 
-def page_data(results: Results) -> dict[str, Any]:
+def page_data(overview: Overview, run: Mapping[str, Any]) -> dict[str, Any]:
     """All that the page's script reads."""
-    lineages, leaf = _distinct(results.lineages)
-    reads = _reads(results)
-    rank, groups = _groups(lineages, leaf, reads)
-    has_places = any(sample.latitude is not None for sample in results.samples)
+    lineages = list(overview.lineages)
+    reads = np.array(overview.reads, float)
+    rank, groups = _groups(lineages, reads)
+    has_places = any(sample.latitude is not None for sample in overview.samples)
     return {
-        "title": results.title,
-        "lede": results.lede,
-        "tiles": _tiles(results),
+        "title": _title(run),
+        "lede": _lede(overview, run),
+        "tiles": _tiles(overview),
         "ranks": RANKS,
         "lineages": lineages,
-        "leaf": _pack(leaf, np.int32),
+        "reads": reads.tolist(),
+        "sequences": overview.sequences,
         "groups": {"rank": RANKS[rank], "unnamed": _UNNAMED, "of_lineage": groups},
-        "reads": _pack(reads, np.float32),
-        "has_counts": results.counts is not None,
-        "counts": _pack_counts(results.counts),
-        "samples": _samples(results, [groups[number] for number in leaf]),
+        "counts": _counts(overview),
+        "samples": _samples(overview, groups),
         "coastline": _coastline() if has_places else None,
-        "ids": list(results.ids) if len(results.ids) <= _MOST_IDS else None,
-        "novelty": _pack(np.round(255 * results.novelty), np.uint8),
-        "novel_from": 255 * results.novel_from,
-        **_projection(results.vectors, RANKS[rank]),
-        "by_rank": [_rank(results, rank) for rank in range(len(RANKS))],
-        "novel": [
-            {
-                "id": item.sequence_id,
-                "says": item.says,
-                "score": item.score,
-                "evidence": item.evidence,
-                "alignment": item.alignment,
-            }
-            for item in results.novel[:NUM_NOVEL]
-        ],
-        "novel_note": results.novel_note,
-        "controls": _controls(results),
-        "methods": results.methods,
-        "facts": results.facts,
+        **_points(overview, RANKS[rank]),
+        "by_rank": [_rank(overview, run, rank) for rank in range(len(RANKS))],
+        "novel": [vars(item) for item in overview.novel],
+        "novel_note": _novel_note(overview, run),
+        "controls": _controls(overview, run),
+        "methods": methods_text(run),
+        "facts": _facts(run),
     }
 
 
-def _pack(values: np.ndarray, kind: Any) -> str:
+def _pack(values: Any, kind: Any) -> str:
     little = np.asarray(values, np.dtype(kind).newbyteorder("<"))
     return base64.b64encode(np.ascontiguousarray(little).tobytes()).decode()
 
 
-def _pack_counts(counts: Counts | None) -> dict[str, str] | None:
-    if counts is None:
-        return None
-    return {
-        "sample": _pack(counts.sample, np.int32),
-        "sequence": _pack(counts.sequence, np.int32),
-        "value": _pack(counts.value, np.float32),
-    }
+def _title(run: Mapping[str, Any]) -> str:
+    inputs = run["options"]["input"]
+    names = [Path(name).name for name in inputs]
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
 
 
-def _distinct(lineages: Sequence[Lineage]) -> tuple[list[Lineage], np.ndarray]:
-    places: dict[Lineage, int] = {}
-    numbers = [places.setdefault(tuple(lineage), len(places)) for lineage in lineages]
-    return list(places), np.array(numbers, np.int32)
+def _reference_name(run: Mapping[str, Any]) -> str:
+    reference = run["reference"]
+    return " ".join(filter(None, (reference["name"], reference["version"])))
 
 
-def _reads(results: Results) -> np.ndarray:
-    """Reads of each sequence over all samples; 1 for each where there are no counts."""
-    if results.counts is None:
-        return np.ones(len(results.ids))
-    counts = results.counts
-    return np.bincount(counts.sequence, counts.value, minlength=len(results.ids))
+def _lede(overview: Overview, run: Mapping[str, Any]) -> str:
+    reference = run["reference"]
+    return (
+        f"{overview.num_sequences:,} sequences, named by the {reference['sequences']:,} references "
+        f"of {_reference_name(run)}. Every name holds a precision of "
+        f"{run['options']['precision']:.0%} on references that were left out; a lineage is cut "
+        "where that is not reached."
+    ).replace("%", " %")
 
 
-def _tiles(results: Results) -> list[tuple[str, str, str]]:
-    count = len(results.ids)
-    share = results.named.mean(0) if count else np.zeros(len(RANKS))
-    novel = int((results.novelty >= results.novel_from).sum())
-    tiles = [("sequences", f"{count:,}", f"{len(set(results.lineages)):,} lineages")]
+def _tiles(overview: Overview) -> list[tuple[str, str, str]]:
+    count = overview.num_sequences
+    tiles = [("sequences", f"{count:,}", f"{len(overview.lineages):,} lineages")]
     for rank in ("species", "genus", "family"):
         at = RANKS.index(rank)
-        taxa = len({lineage[: at + 1] for lineage in results.lineages if lineage[at]})
-        tiles.append((f"named to {rank}", f"{share[at]:.0%}".replace("%", " %"), f"{taxa:,} taxa"))
-    tiles.append(("look new", f"{novel:,}", "see their evidence below"))
-    if results.counts is not None:
-        controls = sum(sample.control for sample in results.samples)
-        small = f"{results.counts.value.sum():,.0f} reads"
-        tiles.append(
-            (
-                "samples",
-                f"{len(results.samples) - controls:,}",
-                small + (f", {controls} controls" if controls else ""),
-            )
-        )
+        share = overview.num_named[at] / max(1, count)
+        taxa = len(overview.num_taxa[at])
+        tiles.append((f"named to {rank}", f"{100 * share:.0f} %", f"{taxa:,} taxa"))
+    tiles.append(("look new", f"{overview.num_novel:,}", "see their evidence below"))
+    if overview.samples:
+        controls = sum(sample.is_control for sample in overview.samples)
+        small = f"{sum(overview.reads):,.0f} reads" + (f", {controls} controls" if controls else "")
+        tiles.append(("samples", f"{len(overview.samples) - controls:,}", small))
     return tiles
 
 
-def _groups(
-    lineages: Sequence[Lineage], leaf: np.ndarray, reads: np.ndarray
-) -> tuple[int, list[str]]:
+def _groups(lineages: Sequence[Lineage], reads: np.ndarray) -> tuple[int, list[str]]:
     """What is coloured alike: the rank, and for each lineage its name there.
 
     The rank is phylum, or the next one below at which no single name has nine tenths of the reads.
     """
-    weights = np.bincount(leaf, reads, minlength=len(lineages))
     first = RANKS.index("phylum")
     for rank in range(first, RANKS.index("family") + 1):
         names = [lineage[rank] or _UNNAMED for lineage in lineages]
         sums: dict[str, float] = {}
-        for name, weight in zip(names, weights, strict=True):
-            sums[name] = sums.get(name, 0.0) + float(weight)
-        if max(sums.values(), default=0.0) < 0.9 * max(weights.sum(), 1e-12):
+        for name, weight in zip(names, reads.tolist(), strict=True):
+            sums[name] = sums.get(name, 0.0) + weight
+        if max(sums.values(), default=0.0) < 0.9 * max(reads.sum(), 1e-12):
             return rank, names
     return first, [lineage[first] or _UNNAMED for lineage in lineages]
 
 
-def _samples(results: Results, groups: Sequence[str]) -> list[dict[str, Any]]:
+def _counts(overview: Overview) -> dict[str, str] | None:
+    if not overview.samples:
+        return None
+    keys = np.array(list(overview.by_sample), np.int64).reshape(-1, 2)
+    values = np.array(list(overview.by_sample.values()), float).reshape(-1, 2)
+    return {
+        "sample": _pack(keys[:, 0], np.int32),
+        "lineage": _pack(keys[:, 1], np.int32),
+        "reads": _pack(values[:, 0], np.float32),
+        "sequences": _pack(values[:, 1], np.int32),
+    }
+
+
+def _samples(overview: Overview, groups: Sequence[str]) -> list[dict[str, Any]]:
     """Each sample with its reads and its groups in one order, the most frequent of all first."""
-    if results.counts is None:
-        return []
-    counts = results.counts
     distinct = sorted(set(groups))
     number = {name: at for at, name in enumerate(distinct)}
-    of_sequence = np.array([number[name] for name in groups], np.int64)
-    shape = (len(results.samples), len(distinct))
-    flat = counts.sample * shape[1] + of_sequence[counts.sequence]
-    sums = np.bincount(flat, counts.value, minlength=shape[0] * shape[1]).reshape(shape)
-    richness = np.bincount(counts.sample, minlength=shape[0])
+    sums = np.zeros((len(overview.samples), len(distinct)))
+    richness = np.zeros(len(overview.samples), np.int64)
+    for (sample, lineage), (reads, sequences) in overview.by_sample.items():
+        sums[sample, number[groups[lineage]]] += reads
+        richness[sample] += sequences
     order = np.argsort(-sums.sum(0), kind="stable")[:_MOST_GROUPS]
     result = []
-    for at, sample in enumerate(results.samples):
+    for at, sample in enumerate(overview.samples):
         total = float(sums[at].sum())
         shares = [(distinct[g], float(sums[at, g]) / total) for g in order if sums[at, g]]
         result.append(
-            {**vars(sample), "reads": total, "sequences": int(richness[at]), "groups": shares}
+            {
+                "name": sample.name,
+                "latitude": sample.latitude,
+                "longitude": sample.longitude,
+                "depth": sample.min_depth_m,
+                "control": sample.is_control,
+                "reads": total,
+                "sequences": int(richness[at]),
+                "groups": shares,
+            }
         )
     return result
 
@@ -280,86 +176,128 @@ def _coastline() -> dict[str, Any]:
     return json.loads((page / "coastline.json").read_text("utf-8"))
 
 
-def _projection(vectors: np.ndarray | None, coloured_by: str) -> dict[str, Any]:
+def _points(overview: Overview, coloured_by: str) -> dict[str, Any]:
     """The vectors in two dimensions, as numbers from 0 to 65,535."""
-    if vectors is None or len(vectors) < 3:
-        return {"x": None, "y": None}
-    from sklearn.decomposition import PCA
-
-    good = np.flatnonzero(np.isfinite(vectors).all(1))
-    values = vectors[good].astype(np.float32)
-    norms = np.linalg.norm(values, axis=1, keepdims=True)
-    values = values / np.maximum(norms, 1e-12)
-    size = min(50, *values.shape)
-    principal = PCA(size, svd_solver="randomized", random_state=0).fit(values)
-    share = principal.explained_variance_ratio_[:2].sum()
-    places = principal.transform(values)
-    note = f"The first two principal components; they hold {share:.0%} of the variance."
-    try:
-        from openTSNE import TSNE
-    except ImportError:
-        places = places[:, :2]
-    else:
-        places = np.asarray(TSNE(random_state=0, n_jobs=-1).fit(places))
-        note = "t-SNE of the first 50 principal components: neighbours are kept, distances are not."
+    points = overview.points
+    if len(points.ids) < 3:
+        return {"x": None}
+    places, note = project(np.stack(points.vectors).astype(np.float32))
     low, high = np.percentile(places, [0.1, 99.9], axis=0)
-    scaled = np.clip((places - low) / np.maximum(high - low, 1e-12), 0, 1)
-    steps = np.round(65535 * scaled)
+    steps = np.round(65535 * np.clip((places - low) / np.maximum(high - low, 1e-12), 0, 1))
+    part = ""
+    if len(points.ids) < overview.num_sequences:
+        part = f" A random {len(points.ids):,} of {overview.num_sequences:,} sequences are drawn."
     return {
         "x": _pack(steps[:, 0], np.uint16),
         "y": _pack(steps[:, 1], np.uint16),
-        "point": _pack(good, np.int32),
-        "projection_note": note
-        + f" Colour: {coloured_by}. Rings mark sequences that look new. Scroll or press + to zoom, "
-        "drag or use the arrow keys to move, 0 to return.",
+        "leaf": _pack(points.lineage, np.int32),
+        "new": _pack(points.is_novel, np.uint8),
+        "ids": points.ids if len(points.ids) <= _MOST_IDS else None,
+        "projection_note": f"{note} Colour: {coloured_by}. Rings mark sequences that look new."
+        f"{part} Scroll or press + to zoom, drag or use the arrow keys to move, 0 to return.",
     }
 
 
-def _rank(results: Results, rank: int) -> dict[str, Any]:
-    """Histograms of the confidence at one rank, of names that were kept and of those cut."""
-    values, kept = results.confidence[:, rank], results.named[:, rank]
-    known = np.isfinite(values)
-    edges = np.linspace(0, 1, NUM_BINS + 1)
-    identities = results.identity[kept & np.isfinite(results.identity)]
+def project(vectors: np.ndarray) -> tuple[np.ndarray, str]:
+    """Vectors (points, hidden) to places (points, 2), and what was done, in a sentence.
+
+    t-SNE of 50 principal components where openTSNE is installed, else two principal components.
+    """
+    from sklearn.decomposition import PCA
+
+    values = np.nan_to_num(vectors)
+    values = values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-12)
+    principal = PCA(min(50, *values.shape), svd_solver="randomized", random_state=0)
+    places = principal.fit_transform(values)
+    try:
+        from openTSNE import TSNE
+    except ImportError:
+        share = np.nan_to_num(principal.explained_variance_ratio_[:2].sum())
+        note = f"The first two principal components, with {100 * share:.0f} % of the variance."
+        return places[:, :2], note
+    places = np.asarray(TSNE(random_state=0, n_jobs=-1).fit(places))
+    return places, "t-SNE of 50 principal components: it keeps neighbours, not distances."
+
+
+def _rank(overview: Overview, run: Mapping[str, Any], rank: int) -> dict[str, Any]:
+    steps = overview.identities[rank]
+    middle = None
+    if steps.sum():
+        middle = float(np.searchsorted(steps.cumsum(), steps.sum() / 2)) / (len(steps) - 1)
     return {
         "name": RANKS[rank],
-        "kept": np.histogram(values[known & kept], edges)[0].tolist(),
-        "cut": np.histogram(values[known & ~kept], edges)[0].tolist(),
-        "share": float(kept.mean()) if len(kept) else 0.0,
-        "identity": float(np.median(identities)) if len(identities) else None,
-        "threshold": results.thresholds[rank],
+        "kept": overview.kept[rank].tolist(),
+        "cut": overview.cut[rank].tolist(),
+        "share": float(overview.num_named[rank] / max(1, overview.num_sequences)),
+        "identity": middle,
+        "threshold": min(1.0, run["thresholds"][RANKS[rank]]),
     }
 
 
-def _controls(results: Results) -> dict[str, Any] | None:
-    """Sequences found in negative controls, most frequent first; None where there is no control."""
-    if results.counts is None or not any(sample.control for sample in results.samples):
-        return None
-    counts = results.counts
-    in_control = np.array([sample.control for sample in results.samples])[counts.sample]
-    count = len(results.ids)
-    inside = np.bincount(counts.sequence[in_control], counts.value[in_control], minlength=count)
-    outside = np.bincount(counts.sequence[~in_control], counts.value[~in_control], minlength=count)
-    found = np.flatnonzero(inside)
-    rows = [
-        (
-            results.ids[at],
-            ", ".join(filter(None, results.lineages[at][-2:])) or "no name at these ranks",
-            float(inside[at]),
-            float(outside[at]),
-        )
-        for at in found[np.argsort(-inside[found], kind="stable")][:50]
+def _novel_note(overview: Overview, run: Mapping[str, Any]) -> str:
+    trust = [
+        f"{band} {value:.2f}" for band, value in run["novelty_trust"].items() if value is not None
     ]
-    num_controls = sum(sample.control for sample in results.samples)
+    told = (
+        " How well the novelty score tells left-out genera from known ones, by length "
+        f"(1 is perfect, 0.5 is chance): {', '.join(trust)}."
+        if trust
+        else ""
+    )
+    shown = f" The {len(overview.novel)} most novel are shown." if overview.novel else ""
+    return f"{overview.num_novel:,} sequences look new.{shown}{told}"
+
+
+def _controls(overview: Overview, run: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Sequences in negative controls; None where there is no control."""
+    if run.get("controls") is None or not run["controls"]["samples"]:
+        return None
+    count = run["controls"]["samples"]
+    if run["controls"]["removed"]:
+        return {"note": f"{count} negative controls were removed, as asked.", "rows": []}
+    more = " The most frequent are shown." if overview.num_in_controls > 50 else ""
     return {
-        "note": f"{len(found):,} sequences occur in {num_controls} negative controls, "
-        f"{inside.sum():,.0f} reads. They are flagged and were not removed unless that was asked "
-        "for; a sequence that is frequent here and rare elsewhere is likely a contaminant."
-        + (" The 50 most frequent are shown." if len(found) > len(rows) else ""),
-        "rows": rows,
+        "note": f"{overview.num_in_controls:,} sequences occur in {count} negative controls. They "
+        "are flagged and were not removed. A sequence that is frequent here and rare elsewhere is "
+        f"likely a contaminant.{more}",
+        "rows": overview.controls,
     }
 
 
-def describe_facts(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Names and values as text, nothing that is empty."""
-    return [(name, str(value)) for name, value in facts.items() if value not in (None, "", [], {})]
+def methods_text(run: Mapping[str, Any]) -> str:
+    """A paragraph for the methods section of a paper."""
+    options, reference = run["options"], run["reference"]
+    thresholds = ", ".join(f"{rank} {value:.2f}" for rank, value in run["thresholds"].items())
+    model = f" Vectors were made with {run['model']['model']}." if run.get("model") else ""
+    cut = (
+        f"the confidence that gave a precision of {options['precision']:.0%} on "
+        f"{run['calibration_trials']:,} references that were left out, whole genera among them"
+        if run["calibration_trials"]
+        else "the confidence that was asked for"
+    )
+    return (
+        f"Sequences were classified with {run['program']} against "
+        f"{_reference_name(run)} ({reference['sequences']:,} sequences; SHA-256 "
+        f"{reference['content_hash'][:16]}). {run['method'].split(': ', 1)[-1].capitalize()}."
+        f"{model} Up to {options['num_candidates']} candidates by each way were aligned with free "
+        "end gaps; identity is the share of matching columns without end gaps, and an alignment "
+        f"that covers less than {options['min_coverage']:.0%} of the shorter sequence was not used as "
+        f"evidence. Lineages were cut at {cut} (least confidence by rank: {thresholds}), expecting "
+        f"{options['novel_share']:.0%} of the sequences to be of genera absent from the reference."
+    ).replace("%", " %")
+
+
+def _facts(run: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Names and values, nothing that is empty."""
+    reference = run["reference"]
+    told = {
+        "program": run["program"],
+        "command": run.get("command"),
+        "reference": _reference_name(run),
+        "reference SHA-256": reference["content_hash"],
+        "references left out": reference["left_out"] or None,
+        "model": (run.get("model") or {}).get("model"),
+        "set aside": ", ".join(f"{why}: {n:,}" for why, n in run["rejected"].items()),
+        "versions": ", ".join(f"{name} {value}" for name, value in run["versions"].items()),
+    }
+    return [(name, str(value)) for name, value in told.items() if value]

@@ -36,12 +36,11 @@ function hide(id) {
   $(id).remove();
 }
 
-const leaf = numbers(D.leaf, Int32Array); // (sequences,) its lineage in D.lineages
-const reads = numbers(D.reads, Float32Array); // (sequences,) over all samples
 const counts = D.counts && {
   sample: numbers(D.counts.sample, Int32Array),
-  sequence: numbers(D.counts.sequence, Int32Array),
-  value: numbers(D.counts.value, Float32Array),
+  lineage: numbers(D.counts.lineage, Int32Array),
+  reads: numbers(D.counts.reads, Float32Array),
+  sequences: numbers(D.counts.sequences, Int32Array),
 };
 
 // Colours: a hue for each group (a phylum, or an order where nearly all are of one phylum), most
@@ -49,7 +48,7 @@ const counts = D.counts && {
 const HUES = [188, 28, 265, 142, 340, 52, 215, 95, 300, 10, 165, 240];
 const groupOf = D.groups.of_lineage;
 const groupTotals = new Map();
-leaf.forEach((l, i) => groupTotals.set(groupOf[l], (groupTotals.get(groupOf[l]) || 0) + reads[i]));
+groupOf.forEach((group, l) => groupTotals.set(group, (groupTotals.get(group) || 0) + D.reads[l]));
 const groupNames = [...groupTotals.keys()].sort((a, b) => groupTotals.get(b) - groupTotals.get(a));
 const hueOf = new Map(groupNames.filter((name) => name !== D.groups.unnamed).map((name, i) => [name, i]));
 function colour(group, light = 58) {
@@ -67,22 +66,19 @@ for (const [label, value, small] of D.tiles) {
 
 // ---- composition
 let chosen = -1; // sample, -1 for all
-let byReads = D.has_counts;
+let byReads = Boolean(counts);
 let path = []; // names from the root to the taxon that is shown
 let opened = false;
 
-function weights() {
-  if (chosen < 0) return byReads ? reads : new Float32Array(leaf.length).fill(1);
-  const result = new Float32Array(leaf.length);
-  counts.sample.forEach((s, i) => {
-    if (s === chosen) result[counts.sequence[i]] = byReads ? counts.value[i] : 1;
-  });
+function weights() { // of each lineage in the chosen sample
+  const name = byReads ? "reads" : "sequences";
+  if (chosen < 0) return D[name];
+  const result = new Float64Array(D.lineages.length);
+  counts.sample.forEach((s, i) => { if (s === chosen) result[counts.lineage[i]] += counts[name][i]; });
   return result;
 }
-function buildTree(weight) {
+function buildTree(perLeaf) {
   const root = { name: "All", rank: -1, value: 0, children: new Map(), parent: null, group: null };
-  const perLeaf = new Float64Array(D.lineages.length);
-  leaf.forEach((l, i) => { perLeaf[l] += weight[i]; });
   D.lineages.forEach((names, l) => {
     if (!perLeaf[l]) return;
     let node = root;
@@ -187,7 +183,7 @@ function chooseSample(sample) {
 }
 $("sample").append(make("option", { value: -1 }, "all samples"), ...D.samples.map((s, i) => make("option", { value: i }, s.name + (s.control ? " (control)" : ""))));
 $("sample").addEventListener("change", () => chooseSample(Number($("sample").value)));
-if (D.has_counts) {
+if (counts) {
   for (const [name, value] of [["reads", true], ["sequences", false]]) {
     const input = make("input", { type: "radio", name: "weight", onchange: () => { byReads = value; showComposition(); } });
     input.checked = value;
@@ -278,7 +274,7 @@ function drawDepth() {
 }
 
 // ---- vectors
-const xs = numbers(D.x, Uint16Array), ys = numbers(D.y, Uint16Array), novelty = numbers(D.novelty, Uint8Array);
+const xs = numbers(D.x, Uint16Array);
 if (!xs) hide("vectors");
 else scatter();
 function scatter() {
@@ -286,9 +282,10 @@ function scatter() {
   const canvas = $("scatter"), hidden = new Set();
   let view = { x: 0, y: 0, scale: 1 }, grab = null;
   const groups = new Map();
-  const drawn = numbers(D.point, Int32Array); // sequence of each point
-  drawn.forEach((sequence, i) => {
-    const group = groupOf[leaf[sequence]];
+  const ys = numbers(D.y, Uint16Array), isNew = numbers(D.new, Uint8Array);
+  const leaf = numbers(D.leaf, Int32Array); // lineage of each point
+  leaf.forEach((l, i) => {
+    const group = groupOf[l];
     if (!groups.has(group)) groups.set(group, []);
     groups.get(group).push(i);
   });
@@ -301,8 +298,8 @@ function scatter() {
     canvas.width = w * ratio; canvas.height = h * ratio;
     const context = canvas.getContext("2d");
     context.scale(ratio, ratio);
-    const size = Math.max(1.6, Math.min(5, 260 / Math.sqrt(drawn.length))) * Math.sqrt(view.scale);
-    context.globalAlpha = drawn.length > 20000 ? 0.55 : 0.8;
+    const size = Math.max(1.6, Math.min(5, 260 / Math.sqrt(leaf.length))) * Math.sqrt(view.scale);
+    context.globalAlpha = leaf.length > 20000 ? 0.55 : 0.8;
     for (const [group, members] of groups) {
       if (hidden.has(group)) continue;
       context.fillStyle = colour(group);
@@ -317,7 +314,7 @@ function scatter() {
     for (const [group, members] of groups) {
       if (hidden.has(group)) continue;
       for (const i of members) {
-        if (novelty[drawn[i]] < D.novel_from) continue;
+        if (!isNew[i]) continue;
         const [x, y] = place(i, w, h);
         context.moveTo(x + size + 2, y);
         context.arc(x, y, size + 2, 0, 2 * Math.PI);
@@ -357,8 +354,7 @@ function scatter() {
     const tip = $("tip");
     tip.classList.toggle("on", best >= 0);
     if (best < 0) return;
-    const s = drawn[best];
-    tip.textContent = `${D.ids ? D.ids[s] + ": " : ""}${D.lineages[leaf[s]].filter(Boolean).slice(-2).join(", ") || "no name"}${novelty[s] >= D.novel_from ? " · looks new" : ""}`;
+    tip.textContent = `${D.ids ? D.ids[best] + ": " : ""}${D.lineages[leaf[best]].filter(Boolean).slice(-2).join(", ") || "no name"}${isNew[best] ? " · looks new" : ""}`;
     tip.style.left = Math.min(x + 14, w - 200) + "px"; tip.style.top = y + 14 + "px";
   });
   canvas.addEventListener("pointerleave", () => $("tip").classList.remove("on"));
@@ -397,7 +393,7 @@ for (const item of D.novel) {
     for (const run of line.match(/([*]+|-+|[^*-]+)/g) || []) block.append(run[0] === "*" ? make("span", { class: "x" }, run) : run[0] === "-" ? make("span", { class: "g" }, run) : run);
     block.append("\n");
   }
-  $("novel-list").append(make("details", {}, make("summary", {}, make("b", {}, item.id), make("span", { class: "says" }, item.says), make("span", { class: "score" }, item.score.toFixed(2))),
+  $("novel-list").append(make("details", {}, make("summary", {}, make("b", {}, item.sequence_id), make("span", { class: "says" }, item.says), make("span", { class: "score" }, item.score.toFixed(2))),
     make("p", { class: "note" }, item.evidence), item.alignment.length ? block : null));
 }
 if (!D.controls) hide("controls");
