@@ -281,8 +281,8 @@ def methods_text(run: Mapping[str, Any]) -> str:
         f"{reference['content_hash'][:16]}). {run['method'].split(': ', 1)[-1].capitalize()}."
         f"{model} Up to {options['num_candidates']} candidates by each way were aligned with free "
         "end gaps; identity is the share of matching columns without end gaps, and an alignment "
-        f"that covers less than {options['min_coverage']:.0%} of the shorter sequence was not used as "
-        f"evidence. Lineages were cut at {cut} (least confidence by rank: {thresholds}), expecting "
+        f"that covers less than {options['min_coverage']:.0%} of the shorter sequence was not used "
+        f"as evidence. Lineages were cut at {cut} (least confidence by rank: {thresholds}), expecting "
         f"{options['novel_share']:.0%} of the sequences to be of genera absent from the reference."
     ).replace("%", " %")
 

@@ -37,8 +37,10 @@ from .formats import write_biom, write_phyloseq, write_texts
 from .journal import Journal, read_rows
 from .leave_out import kept_trials
 from .naming import Namer
+from .overview import summarise
 from .record import make_records
 from .reference import Reference, load_reference
+from .report import write_report
 from .vectors import cache_folder, prepare_vectors
 
 if TYPE_CHECKING:
@@ -127,6 +129,9 @@ def classify(config: ClassifyConfig, command: str | None = None) -> dict[str, An
     }
     if not tally["interrupted"]:
         result |= _write_results(config, journal, reference, sampling, known_taxa, result)
+        counted = (sampling.samples, sampling.counts) if sampling else ((), None)
+        overview = summarise(read_rows(config.output), *counted)
+        write_report(Path(config.output) / "report.html", overview, result)
     result["seconds"] = round(time.monotonic() - started, 1)
     text = json.dumps(result, indent=1, ensure_ascii=False) + "\n"
     (Path(config.output) / "run.json").write_text(text, encoding="utf-8")
