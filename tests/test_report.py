@@ -140,10 +140,11 @@ def test_novel_sequences_come_with_their_alignment():
     assert first["alignment"][4].split()[1] == str(5 + 64), "gaps are no bases"
 
 
-def test_what_no_reference_aligns_to_is_novel():
+def test_what_aligns_to_nothing_is_counted_and_not_called_new():
     nothing = dict(num_evidence=0, hits=[], identity=None, novelty=1.0, novelty_rank=None)
     data = page_data(summarise(rows(1, lineages=[NOTHING], **nothing)), RUN)
-    assert "No reference" in data["novel"][0]["evidence"]
+    assert data["novel"] == []
+    assert "1 sequences align to nothing in the reference" in data["novel_note"]
 
 
 def test_methods_name_reference_and_thresholds():

@@ -71,6 +71,7 @@ class Overview:
         num_sequences: rows.
         num_named: (ranks,) rows with a name.
         num_novel: rows that look new.
+        num_unplaced: rows that no reference aligns to well enough to be evidence.
         num_taxa: for each rank its distinct names, with their ancestors.
         lineages: number of each distinct lineage, as truncated.
         reads: reads of each lineage in samples that are no controls; 1 a sequence without counts.
@@ -89,6 +90,7 @@ class Overview:
     num_sequences: int = 0
     num_named: np.ndarray = field(default_factory=lambda: np.zeros(len(RANKS), np.int64))
     num_novel: int = 0
+    num_unplaced: int = 0
     num_taxa: list[set[Lineage]] = field(default_factory=lambda: [set() for _ in RANKS])
     lineages: dict[Lineage, int] = field(default_factory=dict)
     reads: list[float] = field(default_factory=list)
@@ -127,7 +129,8 @@ def summarise(
         lineage = tuple(row[rank] for rank in RANKS)
         at = _count_lineage(result, lineage, row)
         _count_confidence(result, row)
-        if row["novelty_rank"] is not None or _has_nothing_like_it(row):
+        result.num_unplaced += row["num_evidence"] == 0
+        if row["novelty_rank"] is not None:
             result.num_novel += 1
             _keep_largest(novel, (row["novelty"] or 0.0, -number, row), _NUM_NOVEL)
         if matrix is not None:
@@ -145,10 +148,6 @@ def summarise(
     result.novel = [_describe_novel(row) for _, _, row in sorted(novel, reverse=True)]
     result.controls = [line for _, _, line in sorted(controls, reverse=True)]
     return result
-
-
-def _has_nothing_like_it(row: Mapping[str, Any]) -> bool:
-    return row["num_evidence"] == 0 and row["novelty"] is not None
 
 
 def _keep_largest(heap: list, item: Any, most: int) -> None:
@@ -217,12 +216,8 @@ def _draw_point(
 
 
 def _describe_novel(row: Mapping[str, Any]) -> NovelSequence:
-    hits = row["hits"] or []
     says = row["novelty_statement"] or "looks new"
-    if not hits:
-        evidence = "No reference aligns to enough of it to be evidence."
-        return NovelSequence(row["sequence_id"], says, float(row["novelty"] or 0), evidence, ())
-    best = hits[0]
+    best = row["hits"][0]
     evidence = (
         f"Nearest reference: {best['reference_id']} ({best['lineage'] or 'no name'}), identity "
         f"{100 * best['identity']:.1f} % over {100 * best['query_coverage']:.0f} % of "

@@ -105,7 +105,8 @@ def _tiles(overview: Overview) -> list[tuple[str, str, str]]:
         share = overview.num_named[at] / max(1, count)
         taxa = len(overview.num_taxa[at])
         tiles.append((f"named to {rank}", f"{100 * share:.0f} %", f"{taxa:,} taxa"))
-    tiles.append(("look new", f"{overview.num_novel:,}", "see their evidence below"))
+    unplaced = f"{overview.num_unplaced:,} align to no reference" if overview.num_unplaced else ""
+    tiles.append(("look new", f"{overview.num_novel:,}", unplaced))
     if overview.samples:
         controls = sum(sample.is_control for sample in overview.samples)
         small = f"{sum(overview.reads):,.0f} reads" + (f", {controls} controls" if controls else "")
@@ -245,7 +246,13 @@ def _novel_note(overview: Overview, run: Mapping[str, Any]) -> str:
         else ""
     )
     shown = f" The {len(overview.novel)} most novel are shown." if overview.novel else ""
-    return f"{overview.num_novel:,} sequences look new.{shown}{told}"
+    unplaced = (
+        f" {overview.num_unplaced:,} sequences align to nothing in the reference: of another marker "
+        "or group, artefacts, or far from all that is known; they are not in this list."
+        if overview.num_unplaced
+        else ""
+    )
+    return f"{overview.num_novel:,} sequences look new.{shown}{unplaced}{told}"
 
 
 def _controls(overview: Overview, run: Mapping[str, Any]) -> dict[str, Any] | None:
