@@ -149,9 +149,9 @@ def _samples(overview: Overview, groups: Sequence[str]) -> list[dict[str, Any]]:
     number = {name: at for at, name in enumerate(distinct)}
     sums = np.zeros((len(overview.samples), len(distinct)))
     richness = np.zeros(len(overview.samples), np.int64)
-    for (sample, lineage), (reads, sequences) in overview.by_sample.items():
-        sums[sample, number[groups[lineage]]] += reads
-        richness[sample] += sequences
+    for (column, lineage), (reads, sequences) in overview.by_sample.items():
+        sums[column, number[groups[lineage]]] += reads
+        richness[column] += sequences
     order = np.argsort(-sums.sum(0), kind="stable")[:_MOST_GROUPS]
     result = []
     for at, sample in enumerate(overview.samples):
@@ -247,8 +247,8 @@ def _novel_note(overview: Overview, run: Mapping[str, Any]) -> str:
     )
     shown = f" The {len(overview.novel)} most novel are shown." if overview.novel else ""
     unplaced = (
-        f" {overview.num_unplaced:,} sequences align to nothing in the reference: of another marker "
-        "or group, artefacts, or far from all that is known; they are not in this list."
+        f" {overview.num_unplaced:,} sequences align to nothing in the reference: of another "
+        "marker or group, artefacts, or far from all that is known; they are not in this list."
         if overview.num_unplaced
         else ""
     )
@@ -289,8 +289,9 @@ def methods_text(run: Mapping[str, Any]) -> str:
         f"{model} Up to {options['num_candidates']} candidates by each way were aligned with free "
         "end gaps; identity is the share of matching columns without end gaps, and an alignment "
         f"that covers less than {options['min_coverage']:.0%} of the shorter sequence was not used "
-        f"as evidence. Lineages were cut at {cut} (least confidence by rank: {thresholds}), expecting "
-        f"{options['novel_share']:.0%} of the sequences to be of genera absent from the reference."
+        f"as evidence. Lineages were cut at {cut} (least confidence by rank: {thresholds}), "
+        f"expecting {options['novel_share']:.0%} of the sequences to be of genera absent from the "
+        "reference."
     ).replace("%", " %")
 
 

@@ -10,8 +10,8 @@ import platform
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,16 +31,13 @@ from ..reads.records import Chunk, read_chunks
 from ..stopping import stop_on_signal
 from ..table.rejections import Rejections
 from .calibration import LENGTH_BANDS_BP, Calibration, calibrate
-from .counts import Counts, Sample, read_counts, read_samples
-from .darwin_core import read_known_taxa, write_archive
-from .formats import write_biom, write_phyloseq, write_texts
-from .journal import Journal, read_rows
+from .darwin_core import read_known_taxa
+from .journal import Journal
 from .leave_out import kept_trials
 from .naming import Namer
-from .overview import summarise
 from .record import make_records
 from .reference import Reference, load_reference
-from .report import write_report
+from .results import read_sampling, write_page, write_results
 from .vectors import cache_folder, prepare_vectors
 
 if TYPE_CHECKING:
@@ -49,21 +46,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _CHUNK_ROWS = 512
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """What belongs to `--table` and `--samples`.
-
-    Attributes:
-        counts: with controls left out where that was asked for.
-        samples: of the columns of `counts`.
-        num_controls: negative controls in the table.
-    """
-
-    counts: Counts
-    samples: list[Sample]
-    num_controls: int
 
 
 def classify(config: ClassifyConfig, command: str | None = None) -> dict[str, Any]:
@@ -78,7 +60,7 @@ def classify(config: ClassifyConfig, command: str | None = None) -> dict[str, An
     """
     started = time.monotonic()
     names, failures = name_inputs(config.input)
-    sampling = _read_sampling(config)
+    sampling = read_sampling(config)
     known_taxa = read_known_taxa(config.known_taxa) if config.known_taxa else {}
     reference = load_reference(
         config.reference,
@@ -128,10 +110,8 @@ def classify(config: ClassifyConfig, command: str | None = None) -> dict[str, An
         "interrupted": tally["interrupted"] or None,
     }
     if not tally["interrupted"]:
-        result |= _write_results(config, journal, reference, sampling, known_taxa, result)
-        counted = (sampling.samples, sampling.counts) if sampling else ((), None)
-        overview = summarise(read_rows(config.output), *counted)
-        write_report(Path(config.output) / "report.html", overview, result)
+        result |= write_results(config, journal, reference, sampling, known_taxa, result)
+        write_page(config.output, sampling, result)
     result["seconds"] = round(time.monotonic() - started, 1)
     text = json.dumps(result, indent=1, ensure_ascii=False) + "\n"
     (Path(config.output) / "run.json").write_text(text, encoding="utf-8")
@@ -176,25 +156,6 @@ def _settings(
         if name not in ("model", "revision", "adapter", "version"):  # where it lies
             told[f"model {name}"] = value
     return told
-
-
-def _read_sampling(config: ClassifyConfig) -> Sampling | None:
-    if config.table is None:
-        return None
-    counts = read_counts(config.table)
-    if config.samples:
-        samples = read_samples(config.samples, counts.samples)
-    else:
-        samples = [Sample(name) for name in counts.samples]
-    unknown = [s.name for s in samples if config.samples and not s.fields]
-    if unknown:
-        log.warning("%d samples have no metadata, among them %s", len(unknown), unknown[0])
-    controls = [s.is_control for s in samples]
-    if any(controls) and config.remove_controls:
-        keep = np.flatnonzero(~np.array(controls))
-        samples = [samples[at] for at in keep]
-        counts = Counts(counts.ids, [s.name for s in samples], counts.matrix[:, keep])
-    return Sampling(counts, samples, sum(controls))
 
 
 def _name_input(
@@ -284,110 +245,6 @@ def _name_chunk(
         namer.reference,
         calibration,
     )
-
-
-def _completion(sampling: Sampling | None) -> Callable[[pa.Table], pa.Table]:
-    """What fills in the counts of some rows."""
-    if sampling is None:
-        return lambda rows: rows
-    places = sampling.counts.rows()
-    controls = np.array([sample.is_control for sample in sampling.samples], bool)
-    matrix = sampling.counts.matrix
-    reads = np.asarray(matrix[:, np.flatnonzero(~controls)].sum(1)).ravel()
-    in_controls = np.asarray(matrix[:, np.flatnonzero(controls)].sum(1)).ravel()
-    num_samples = np.asarray((matrix[:, np.flatnonzero(~controls)] > 0).sum(1)).ravel()
-
-    def complete(rows: pa.Table) -> pa.Table:
-        keys = zip(rows["sequence_id"].to_pylist(), rows["dna_sequence"].to_pylist(), strict=True)
-        at = [places.get(name, places.get(sequence)) for name, sequence in keys]
-        for column, values in (
-            ("reads", reads),
-            ("num_samples", num_samples),
-            ("control_reads", in_controls),
-        ):
-            field = rows.schema.field(column)
-            cells = [None if place is None else int(values[place]) for place in at]
-            number = rows.schema.get_field_index(column)
-            rows = rows.set_column(number, field, pa.array(cells, field.type))
-        return rows
-
-    return complete
-
-
-def _write_results(
-    config: ClassifyConfig,
-    journal: Journal,
-    reference: Reference,
-    sampling: Sampling | None,
-    known_taxa: Mapping[str, str],
-    run: Mapping[str, Any],
-) -> dict[str, Any]:
-    folder = Path(config.output)
-    result: dict[str, Any] = {"classified": journal.join(_completion(sampling))}
-    label = " ".join(
-        part
-        for part in (reference.name, reference.version, f"sha256:{reference.content_hash[:16]}")
-        if part
-    )
-
-    def rows() -> Iterator[dict]:
-        columns = [name for name in _columns() if name != "vector"]
-        return read_rows(folder, columns)
-
-    write_texts(folder, rows(), label)
-    result |= _summarise(rows())
-    if sampling is None:
-        return result
-    counts, samples = sampling.counts, sampling.samples
-    matched = result.pop("with_counts")
-    if not matched:
-        raise InputError(
-            f"{config.table}: none of its rows, such as {counts.ids[0]!r}, is a sequence of the "
-            "input; the ids must be the same. The names are in classified.parquet"
-        )
-    if matched < len(counts.ids):
-        log.warning(
-            "%d rows of %s are no sequence of the input", len(counts.ids) - matched, config.table
-        )
-    write_biom(folder / "table.biom", rows(), counts, samples, f"bioscan_xla {__version__}")
-    write_phyloseq(folder / "phyloseq", rows(), counts, samples)
-    result["controls"] = {
-        "samples": sampling.num_controls,
-        "removed": config.remove_controls,
-        "sequences": result.pop("in_controls"),
-    }
-    if config.samples:
-        result["darwin_core"] = write_archive(
-            folder / "dwca.zip",
-            rows(),
-            counts,
-            samples,
-            method=run["method"],
-            reference=label,
-            known_taxa=known_taxa,
-            target_gene=config.target_gene,
-            title=f"DNA-derived occurrences of {Path(config.table or '').name}",
-        )
-    return result
-
-
-def _columns() -> list[str]:
-    from .record import SCHEMA
-
-    return list(SCHEMA.names)
-
-
-def _summarise(rows: Iterator[dict]) -> dict[str, Any]:
-    named: Counter = Counter()
-    tally: Counter = Counter(with_counts=0, in_controls=0, novel=0, tied=0, reversed=0)
-    for row in rows:
-        named.update(rank for rank in RANKS if row[rank])
-        tally["with_counts"] += row["reads"] is not None
-        tally["in_controls"] += bool(row["control_reads"])
-        tally["novel"] += row["novelty_rank"] is not None
-        tally["tied"] += row["tied_rank"] is not None
-        tally["reversed"] += row["strand"] == "minus"
-    return {"named": {rank: named[rank] for rank in RANKS}, **tally}
 
 
 def _trust_by_band(calibration: Calibration) -> dict[str, float | None]:

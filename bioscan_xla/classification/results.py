@@ -1,0 +1,179 @@
+"""What a classification leaves in its folder, once every record is named.
+
+Input: the rows of the journal and, where they are given, counts and samples. Output: the files of
+`--output` and the figures of `run.json`. Invariants: each file is made from the joined rows alone,
+so that a run that is repeated writes the same.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from .. import __version__
+from ..errors import InputError
+from ..options import ClassifyConfig
+from ..reads.lineages import RANKS
+from .counts import Counts, Sample, read_counts, read_samples
+from .darwin_core import write_archive
+from .formats import write_biom, write_phyloseq, write_texts
+from .journal import Journal, read_rows
+from .overview import summarise
+from .record import SCHEMA
+from .reference import Reference
+from .report import write_report
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """What belongs to `--table` and `--samples`.
+
+    Attributes:
+        counts: with controls left out where that was asked for.
+        samples: of the columns of `counts`.
+        num_controls: negative controls in the table.
+    """
+
+    counts: Counts
+    samples: list[Sample]
+    num_controls: int
+
+
+def read_sampling(config: ClassifyConfig) -> Sampling | None:
+    """Read `--table` and `--samples`; None without a table.
+
+    Raises:
+        InputError: a file cannot be read, or names none of the samples.
+    """
+    if config.table is None:
+        return None
+    counts = read_counts(config.table)
+    if config.samples:
+        samples = read_samples(config.samples, counts.samples)
+    else:
+        samples = [Sample(name) for name in counts.samples]
+    unknown = [s.name for s in samples if config.samples and not s.fields]
+    if unknown:
+        log.warning("%d samples have no metadata, among them %s", len(unknown), unknown[0])
+    controls = [s.is_control for s in samples]
+    if any(controls) and config.remove_controls:
+        keep = np.flatnonzero(~np.array(controls))
+        samples = [samples[at] for at in keep]
+        counts = Counts(counts.ids, [s.name for s in samples], counts.matrix[:, keep])
+    return Sampling(counts, samples, sum(controls))
+
+
+def _completion(sampling: Sampling | None) -> Callable[[pa.Table], pa.Table]:
+    """What fills in the counts of some rows."""
+    if sampling is None:
+        return lambda rows: rows
+    places = sampling.counts.rows()
+    controls = np.array([sample.is_control for sample in sampling.samples], bool)
+    matrix = sampling.counts.matrix
+    reads = np.asarray(matrix[:, np.flatnonzero(~controls)].sum(1)).ravel()
+    in_controls = np.asarray(matrix[:, np.flatnonzero(controls)].sum(1)).ravel()
+    num_samples = np.asarray((matrix[:, np.flatnonzero(~controls)] > 0).sum(1)).ravel()
+
+    def complete(rows: pa.Table) -> pa.Table:
+        keys = zip(rows["sequence_id"].to_pylist(), rows["dna_sequence"].to_pylist(), strict=True)
+        at = [places.get(name, places.get(sequence)) for name, sequence in keys]
+        for column, values in (
+            ("reads", reads),
+            ("num_samples", num_samples),
+            ("control_reads", in_controls),
+        ):
+            field = rows.schema.field(column)
+            cells = [None if place is None else int(values[place]) for place in at]
+            number = rows.schema.get_field_index(column)
+            rows = rows.set_column(number, field, pa.array(cells, field.type))
+        return rows
+
+    return complete
+
+
+def write_results(
+    config: ClassifyConfig,
+    journal: Journal,
+    reference: Reference,
+    sampling: Sampling | None,
+    known_taxa: Mapping[str, str],
+    run: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Join the rows and write every table; returns figures for run.json.
+
+    Raises:
+        InputError: the count table has none of the input's ids; the names are written before.
+    """
+    folder = Path(config.output)
+    result: dict[str, Any] = {"classified": journal.join(_completion(sampling))}
+    label = " ".join(
+        part
+        for part in (reference.name, reference.version, f"sha256:{reference.content_hash[:16]}")
+        if part
+    )
+
+    def rows() -> Iterator[dict]:
+        columns = [name for name in SCHEMA.names if name != "vector"]
+        return read_rows(folder, columns)
+
+    write_texts(folder, rows(), label)
+    result |= _count_names(rows())
+    if sampling is None:
+        return result
+    counts, samples = sampling.counts, sampling.samples
+    matched = result.pop("with_counts")
+    if not matched:
+        raise InputError(
+            f"{config.table}: none of its rows, such as {counts.ids[0]!r}, is a sequence of the "
+            "input; the ids must be the same. The names are in classified.parquet"
+        )
+    if matched < len(counts.ids):
+        log.warning(
+            "%d rows of %s are no sequence of the input", len(counts.ids) - matched, config.table
+        )
+    write_biom(folder / "table.biom", rows(), counts, samples, f"bioscan_xla {__version__}")
+    write_phyloseq(folder / "phyloseq", rows(), counts, samples)
+    result["controls"] = {
+        "samples": sampling.num_controls,
+        "removed": config.remove_controls,
+        "sequences": result.pop("in_controls"),
+    }
+    if config.samples:
+        result["darwin_core"] = write_archive(
+            folder / "dwca.zip",
+            rows(),
+            counts,
+            samples,
+            method=run["method"],
+            reference=label,
+            known_taxa=known_taxa,
+            target_gene=config.target_gene,
+            title=f"DNA-derived occurrences of {Path(config.table or '').name}",
+        )
+    return result
+
+
+def _count_names(rows: Iterator[dict]) -> dict[str, Any]:
+    named: Counter = Counter()
+    tally: Counter = Counter(with_counts=0, in_controls=0, novel=0, tied=0, reversed=0)
+    for row in rows:
+        named.update(rank for rank in RANKS if row[rank])
+        tally["with_counts"] += row["reads"] is not None
+        tally["in_controls"] += bool(row["control_reads"])
+        tally["novel"] += row["novelty_rank"] is not None
+        tally["tied"] += row["tied_rank"] is not None
+        tally["reversed"] += row["strand"] == "minus"
+    return {"named": {rank: named[rank] for rank in RANKS}, **tally}
+
+
+def write_page(folder: str, sampling: Sampling | None, run: Mapping[str, Any]) -> None:
+    """Write report.html; `run` is what run.json will hold."""
+    counted = (sampling.samples, sampling.counts) if sampling else ((), None)
+    write_report(Path(folder) / "report.html", summarise(read_rows(folder), *counted), run)
