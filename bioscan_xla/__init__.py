@@ -46,7 +46,10 @@ _FUNCTION = "bioscan_xla.table.embedding_function"
 
 
 def load_classifier(
-    folder: "str | Path", device: str = "auto", dtype: str | None = None
+    folder: "str | Path",
+    device: str = "auto",
+    dtype: str | None = None,
+    model: "str | Path | None" = None,
 ) -> "TaxonomyClassifier":
     """Load a fine-tuned model, in evaluation mode.
 
@@ -54,6 +57,7 @@ def load_classifier(
         folder: the output folder of fine-tuning.
         device: `auto` (TPU, then GPU, then CPU), `xla`, `cuda` or `cpu`.
         dtype: `bfloat16` or `float32`; None takes bfloat16 where the device multiplies it natively.
+        model: the base model, where it is no longer where it was at training.
 
     Raises:
         ModelError: a file is missing or does not fit.
@@ -62,7 +66,7 @@ def load_classifier(
     from .encode.runtime import open_device
     from .training.classifier import load_classifier as load
 
-    return load(folder, open_device(device, dtype))
+    return load(folder, open_device(device, dtype), None if model is None else str(model))
 
 
 def __getattr__(name: str) -> Any:

@@ -2,6 +2,7 @@
 
 import ast
 import graphlib
+import re
 from pathlib import Path
 
 import pytest
@@ -25,18 +26,7 @@ ROOMS = [
     "cli",
     "commands",
 ]
-COMMANDS = {
-    "embed",
-    "search",
-    "finetune",
-    "pretrain",
-    "classify",
-    "reference",
-    "plan",
-    "sync",
-    "sample",
-    "__init__",
-}
+COMMANDS = {path.stem for path in PACKAGE.glob("*.py")} - set(ROOMS)
 # Who alone imports what.
 ONLY_IN = {
     "torch_xla": {"encode/runtime.py", "encode/hosts.py"},
@@ -112,8 +102,8 @@ def test_every_room_is_known_and_none_is_named_as_a_command():
     rooms = {path.parent.name for path in FILES if path.parent != PACKAGE}
     assert rooms <= set(ROOMS)
     assert not rooms & COMMANDS
-    top = {path.stem for path in FILES if path.parent == PACKAGE}
-    assert top <= {*COMMANDS, "errors", "stopping", "cli"}
+    for command in COMMANDS - {"__init__"}:
+        assert "def main(" in (PACKAGE / f"{command}.py").read_text()
 
 
 def test_imports_lead_downward():
@@ -182,3 +172,20 @@ def test_no_function_is_long():
     }
     long = {name for name, length in lengths.items() if length > LONGEST_FUNCTION}
     assert long <= set(LONG_FUNCTIONS)
+
+
+def test_every_folder_is_packaged():
+    """`packages = find:` passes over a folder without `__init__.py`."""
+    folders = {path.parent for path in FILES}
+    assert all((folder / "__init__.py").is_file() for folder in folders)
+
+
+def test_python_m_names_modules_that_are_there():
+    named = {
+        found
+        for path in [*FILES, *ROOT.glob("configs/*"), *ROOT.glob("launch/*"), ROOT / "Makefile"]
+        if path.is_file()
+        for found in re.findall(r"-m bioscan_xla\.([a-z_.]*[a-z_])", path.read_text())
+    }
+    assert len(named) > 3
+    assert all((PACKAGE / f"{name.replace('.', '/')}.py").is_file() for name in named)

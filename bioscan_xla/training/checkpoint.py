@@ -29,6 +29,7 @@ from .step import Learner
 log = logging.getLogger(__name__)
 
 # What may differ between a run and its resumption without changing the result.
+_PLACES = ("train", "eval", "taxonomy", "model")  # options that name files
 _FREE = (
     "output",
     "checkpoint_minutes",
@@ -108,6 +109,24 @@ def load_optimizer(optimizer: Any, tensors: dict[str, torch.Tensor]) -> None:
         state.setdefault(int(number), {})[name] = value
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def _is_same(key: str, before: Any, now: Any) -> bool:
+    """Whether an option is as it was; a file may have moved, if its old place is empty now."""
+    if before == now or key not in _PLACES:
+        return before == now
+    old, new = (value if isinstance(value, list) else [value] for value in (before, now))
+    return len(old) == len(new) and all(
+        a == b
+        or (
+            a
+            and b
+            and Path(a).name == Path(b).name
+            and Path(a).is_absolute()
+            and not Path(a).exists()
+        )
+        for a, b in zip(old, new, strict=True)
+    )
 
 
 class Checkpoints:
@@ -207,7 +226,7 @@ class Checkpoints:
         lines = [
             f"  {key}: the checkpoint has {theirs[key]!r}, this run has {value!r}"
             for key, value in ours.items()
-            if key not in _FREE and json.loads(json.dumps(theirs[key])) != value
+            if key not in _FREE and not _is_same(key, json.loads(json.dumps(theirs[key])), value)
         ]
         if LabelSpace.load(folder / "labels.json") != self._labels:
             lines.append("  the label space: the training sequences are not the same")
