@@ -4,10 +4,10 @@ Input: for some paths of the tree, the evidence for each node. Output: the best 
 Invariants: the result is a path of the tree, so it never contradicts itself. A rank that is not
 known is neutral.
 
-The score of a path is the sum over its ranks of log P(node | nearest named node above), where
+The score of a path is the sum over its known ranks of log P(node | nearest named node above), where
 P(node | above) is the node's share of the evidence for all named nodes of its rank below that one.
-A rank that is not known costs nothing where a lower one is; at the end of a path it costs as much
-as the best named node would in its place, and nothing where there is none.
+A rank that is not known costs nothing. So that this is no advantage, a path that ends where others
+go on counts as much as the best of these, which is then taken, since it knows more.
 """
 
 from collections.abc import Sequence
@@ -30,7 +30,6 @@ class Level:
         named: (local nodes,) False where the rank is not known.
         above: for each rank above, and last for the root: (local nodes,) the local node there.
         nearest: (local nodes,) rank of the nearest named node above, -1 for the root.
-        is_end: (paths,) True where neither this rank nor one below is known.
     """
 
     nodes: np.ndarray
@@ -38,7 +37,6 @@ class Level:
     named: np.ndarray
     above: tuple[np.ndarray, ...]
     nearest: np.ndarray
-    is_end: np.ndarray
 
 
 def make_levels(paths: np.ndarray, nameless: Sequence[np.ndarray]) -> list[Level]:
@@ -50,15 +48,12 @@ def make_levels(paths: np.ndarray, nameless: Sequence[np.ndarray]) -> list[Level
     """
     num_paths, num_ranks = paths.shape
     named = np.stack([~nameless[rank][paths[:, rank]] for rank in range(num_ranks)], axis=1)
-    is_end = ~np.logical_or.accumulate(named[:, ::-1], axis=1)[:, ::-1]
     levels: list[Level] = []
     nearest = np.full(num_paths, _ROOT)
     for rank in range(num_ranks):
         nodes, first, of_path = np.unique(paths[:, rank], return_index=True, return_inverse=True)
         above = [level.of_path[first] for level in levels] + [np.zeros(len(nodes), np.int64)]
-        levels.append(
-            Level(nodes, of_path, named[first, rank], tuple(above), nearest[first], is_end[:, rank])
-        )
+        levels.append(Level(nodes, of_path, named[first, rank], tuple(above), nearest[first]))
         nearest = np.where(named[:, rank], rank, nearest)
     return levels
 
@@ -71,22 +66,27 @@ def score_paths(level: Level, values: np.ndarray) -> np.ndarray:
         values: (local nodes,) evidence, not negative; that of nameless nodes does not count.
     """
     values = np.where(level.named, values, 0.0)
-    shares = np.zeros(len(values))
-    at_end = np.ones(len(values))
+    shares = np.ones(len(values))
     for rank in np.unique(level.nearest):
         groups = level.above[rank]  # the last for the root
-        num_groups = int(groups.max()) + 1
-        sums = np.bincount(groups, values, minlength=num_groups)
-        best = np.zeros(num_groups)
-        np.maximum.at(best, groups, values)
-        has_name = np.bincount(groups, level.named, minlength=num_groups) > 0
-        here = level.nearest == rank
+        sums = np.bincount(groups, values)
+        here = level.named & (level.nearest == rank)
         total = sums[groups[here]]
-        safe = np.where(total > 0, total, 1.0)
-        shares[here] = values[here] / safe
-        at_end[here] = np.where(has_name[groups[here]], best[groups[here]] / safe, 1.0)
-    node = level.of_path
-    return np.where(level.named[node], shares[node], np.where(level.is_end, at_end[node], 1.0))
+        shares[here] = values[here] / np.where(total > 0, total, 1.0)
+    return shares[level.of_path]
+
+
+def ends_early(levels: Sequence[Level]) -> np.ndarray:
+    """(paths,) True where a path ends at a node below which another goes on."""
+    named = np.stack([level.named[level.of_path] for level in levels], axis=1)
+    depth = np.where(named, np.arange(1, len(levels) + 1), 0).max(1)
+    result = np.zeros(len(depth), bool)
+    for rank, level in enumerate(levels):
+        deepest = np.zeros(len(level.nodes), np.int64)
+        np.maximum.at(deepest, level.of_path, depth)
+        here = depth == rank + 1
+        result[here] = deepest[level.of_path[here]] > rank + 1
+    return result
 
 
 def best_path(levels: Sequence[Level], scores: Sequence[np.ndarray]) -> tuple[int, np.ndarray]:
@@ -97,10 +97,11 @@ def best_path(levels: Sequence[Level], scores: Sequence[np.ndarray]) -> tuple[in
         scores: for each rank (paths,), from `score_paths`.
 
     Returns:
-        Its number, and the numbers of all that are as good. Of equals the one with the most named
-        ranks is taken, then the first.
+        Its number, and the numbers of all that are as good and do not end early. Of equals the
+        one with the most named ranks is taken, then the first.
     """
     total = np.log(np.maximum(np.stack(scores), _LEAST)).sum(0)
+    total[ends_early(levels)] = -np.inf
     named = np.sum([level.named[level.of_path] for level in levels], axis=0)
     equal = np.flatnonzero(total >= total.max() - _TIED)
     return int(equal[np.argmax(named[equal])]), equal

@@ -20,6 +20,7 @@ from .evidence import (
     rank_features,
     vote_weights,
 )
+from .heads import HeadDecoder, Heads
 from .kmers import KmerIndex, best_numbers, reverse_complement
 from .reference import Reference
 
@@ -58,6 +59,8 @@ class Namer:
         num_candidates: int = 50,
         candidates: str = "both",
         min_coverage: float = 0.7,
+        method: str = "neighbours",
+        heads: Heads | None = None,
     ):
         """Index the references.
 
@@ -66,13 +69,20 @@ class Namer:
             num_candidates: taken by words, and as many by vectors.
             candidates: `kmer`, `vector` or `both`; without vectors only words are used.
             min_coverage: share of the shorter sequence that an alignment must cover.
+            method: `neighbours`, `heads` or `both`: what decides.
+            heads: of the model that made the vectors.
         """
+        self.method, self.heads = method, heads
         self.reference = reference
         self.index = KmerIndex(reference.sequences)
         self.num_candidates, self.min_coverage = num_candidates, min_coverage
         self.use_words = candidates != "vector" or reference.vectors is None
         self.use_vectors = candidates != "kmer" and reference.vectors is not None
         self.nameless = [reference.tree.nameless(rank) for rank in range(7)]
+        self._decoder = None
+        if method != "neighbours":
+            assert reference.class_leaves is not None
+            self._decoder = HeadDecoder(reference.tree, self.nameless, reference.class_leaves)
 
     def orient(self, sequence: str, strand: str) -> tuple[str, str]:
         """The sequence on the strand that shares more words with its best reference, and which.
@@ -121,15 +131,23 @@ class Namer:
         strand: str = "plus",
         cosines: np.ndarray | None = None,
         excluded: np.ndarray | None = None,
+        shares: Sequence[np.ndarray] | None = None,
     ) -> Named:
-        """Name one query that lies on the references' strand; `strand` is only recorded."""
+        """Name one query that lies on the references' strand; `strand` is only recorded.
+
+        Without `shares`, what the heads say for each rank, the references decide alone.
+        """
         found = self.candidates(sequence, cosines, excluded)
         hits = collect_hits(sequence, *found, self.reference.sequences, self.min_coverage)
-        if not len(hits.numbers):
-            return Named(sequence, strand, hits, None, None)
         leaves = self.reference.leaves[hits.numbers]
         tree = self.reference.tree
-        decision = decide(tree, self.nameless, leaves, vote_weights(hits))
+        if self._decoder is not None and shares is not None:
+            votes = vote_weights(hits) if self.method == "both" and len(leaves) else None
+            decision = self._decoder.decide(shares, leaves, votes)
+        elif len(leaves):
+            decision = decide(tree, self.nameless, leaves, vote_weights(hits))
+        else:
+            return Named(sequence, strand, hits, None, None)
         features = rank_features(tree, self.nameless, hits, leaves, decision, len(sequence))
         return Named(sequence, strand, hits, decision, features)
 
@@ -140,12 +158,18 @@ class Namer:
         vectors: np.ndarray | None = None,
     ) -> list[Named]:
         """Name queries that lie on the references' strand; vectors (queries, hidden)."""
-        cosines: Iterable[np.ndarray | None] = (
-            self.cosines(vectors) if vectors is not None else [None] * len(sequences)
-        )
-        jobs = list(zip(sequences, strands, strict=True))
+        nothing = [None] * len(sequences)
+        cosines: Iterable[np.ndarray | None] = nothing
+        if vectors is not None and self.reference.vectors is not None:
+            cosines = self.cosines(vectors)
+        by_rank = self.heads.probabilities(vectors) if self.heads and vectors is not None else None
+        shares = zip(*by_rank, strict=True) if by_rank is not None else nothing
+        jobs = list(zip(sequences, strands, shares, strict=True))
         return list(
-            in_threads(lambda job: self.name(*job[0], job[1]), zip(jobs, cosines, strict=True))
+            in_threads(
+                lambda job: self.name(job[0][0], job[0][1], job[1], shares=job[0][2]),
+                zip(jobs, cosines, strict=True),
+            )
         )
 
     def cosines(self, vectors: np.ndarray) -> Iterator[np.ndarray]:

@@ -19,8 +19,8 @@ where the reference knows no name; confidence never rises downwards.
 | identity, query_coverage | of the most identical reference, 0 to 1; null without evidence |
 | num_candidates, num_evidence | candidates, and those whose alignment is evidence |
 | tied_rank, tied_lineages | equally good lineages, and the highest rank at which they differ |
-| hits | the best references: ids, lineages, identity and coverage; of the first three also the
-  aligned rows (`query_row`, `reference_row`, gaps as `-`) |
+| hits | up to 10, the most identical first: id, lineage, identity, coverage; of the first three
+  also the aligned rows (`query_row`, `reference_row`, gaps as `-`) |
 | vector | of the query, float16; null without a model |
 | reads, num_samples | over all samples that are no controls; null without counts |
 | control_reads | over the negative controls; null without counts |
@@ -136,6 +136,7 @@ def make_records(
         if item.decision is not None:
             record |= _describe_name(item, confidence[at], reference, calibration)
             record |= _describe_ties(item, reference)
+        if item.hits.aligned:
             record["identity"] = item.hits.aligned[0].identity
             record["query_coverage"] = item.hits.aligned[0].coverage
         if novelty is not None:
@@ -169,10 +170,10 @@ def _describe_ties(item: Named, reference: Reference) -> dict:
     """Lineages that nothing tells from the one taken: equal paths, and equal alignments."""
     assert item.decision is not None
     tree = reference.tree
-    first = item.hits.aligned[0]
     own = tree.lineage(item.decision.leaf)
     leaves = set(item.decision.equal)
     for number, hit in zip(item.hits.numbers, item.hits.aligned, strict=True):
+        first = item.hits.aligned[0]
         if (hit.identity, hit.coverage) == (first.identity, first.coverage):
             leaves.add(int(reference.leaves[number]))
     others = sorted({tree.lineage(leaf) for leaf in leaves} - {own}, key=lineage_text)

@@ -22,6 +22,7 @@ from ..reads.lineages import RANKS, Lineage
 from ..reads.raw import ReadOptions
 from ..reads.records import clean_sequences, read_chunks
 from ..table.neighbours import open_table, read_fingerprint
+from .heads import Heads
 from .tree import LineageTree, build_tree
 
 log = logging.getLogger(__name__)
@@ -46,6 +47,7 @@ class Reference:
         num_left_out: records without a usable name or sequence.
         vectors: (references, hidden) of length 1, None where there are none.
         fingerprint: of the encoder that made the vectors.
+        class_leaves: leaf of each class of the heads, where there are heads.
     """
 
     name: str
@@ -60,6 +62,7 @@ class Reference:
     num_left_out: int
     vectors: np.ndarray | None = None
     fingerprint: dict[str, str] | None = None
+    class_leaves: np.ndarray | None = None
 
     def with_vectors(self, vectors: np.ndarray, fingerprint: dict[str, str]) -> "Reference":
         """The same with vectors."""
@@ -90,6 +93,7 @@ def load_reference(
     version: str | None = None,
     columns: dict[str, str] | None = None,
     header_taxonomy: str | None = None,
+    heads: Heads | None = None,
 ) -> Reference:
     """Read the references.
 
@@ -99,24 +103,32 @@ def load_reference(
         name: what to call it; by default the file's name.
         version: what the user calls it.
         columns: our column name to the file's.
-        header_taxonomy: how FASTA headers write the lineage; by default as the file shows.
+        header_taxonomy: how FASTA headers write the lineage.
+        heads: whose classes the tree must hold too. With heads `reference` may be empty.
 
     Raises:
         InputError: it cannot be read or holds no labelled sequence.
         TableError: no such table, or it holds no sequences.
     """
     vectors, fingerprint = None, None
-    if is_table(reference):
+    ids: list[str] = []
+    sequences: list[str] = []
+    lineages: list[Lineage] = []
+    if not reference:
+        name = name or "no reference"
+    elif is_table(reference):
         ids, sequences, lineages, vectors, fingerprint, found_version = _from_table(
             reference, table
         )
         version = version or found_version
     else:
         ids, sequences, lineages = _from_files(reference, columns or {}, header_taxonomy)
-    tree, leaves, conflicts = build_tree(lineages)
+    classes = heads.lineages() if heads else []
+    tree, all_leaves, conflicts = build_tree([*lineages, *classes])
+    leaves, class_leaves = all_leaves[: len(ids)], all_leaves[len(ids) :]
     kept = np.flatnonzero(leaves != UNKNOWN)
     num_left_out = len(ids) - len(kept)
-    if not len(kept):
+    if reference and not len(kept):
         raise InputError(
             f"{reference}: none of its {len(ids):,} sequences has a lineage; a reference needs the "
             f"columns {', '.join(RANKS)}, or FASTA headers with a lineage (--header-taxonomy "
@@ -139,6 +151,7 @@ def load_reference(
         leaves[kept],
         conflicts,
         num_left_out,
+        class_leaves=class_leaves if heads else None,
     )
     if vectors is not None:
         result = result.with_vectors(vectors[kept], fingerprint or {})

@@ -32,6 +32,7 @@ from ..stopping import stop_on_signal
 from ..table.rejections import Rejections
 from .calibration import LENGTH_BANDS_BP, Calibration, calibrate
 from .darwin_core import read_known_taxa
+from .heads import check_names, load_heads
 from .journal import Journal
 from .leave_out import kept_trials
 from .naming import Namer
@@ -62,6 +63,7 @@ def classify(config: ClassifyConfig, command: str | None = None) -> dict[str, An
     names, failures = name_inputs(config.input)
     sampling = read_sampling(config)
     known_taxa = read_known_taxa(config.known_taxa) if config.known_taxa else {}
+    heads = load_heads(config.model or "") if config.method != "neighbours" else None
     reference = load_reference(
         config.reference,
         table=config.reference_table,
@@ -69,16 +71,23 @@ def classify(config: ClassifyConfig, command: str | None = None) -> dict[str, An
         version=config.reference_version,
         columns=config.reference_columns,
         header_taxonomy=config.header_taxonomy,
+        heads=heads,
     )
+    if heads and reference.ids:
+        check_names(heads, reference.lineages, config.model or "", reference.name)
     encoder, reference = prepare_vectors(config, reference)
     namer = Namer(
         reference,
         num_candidates=config.num_candidates,
         candidates=config.candidates,
         min_coverage=config.min_coverage,
+        method=config.method,
+        heads=heads,
     )
     journal = Journal(config.output, _settings(config, reference, encoder))
-    trials = kept_trials(namer, config.num_trials, cache_folder(config))
+    trials = None
+    if config.method != "heads":  # left-out references tell nothing of heads that learnt them
+        trials = kept_trials(namer, config.num_trials, cache_folder(config))
     calibration = calibrate(
         trials,
         novel_share=config.novel_share,
@@ -122,11 +131,17 @@ def classify(config: ClassifyConfig, command: str | None = None) -> dict[str, An
 
 def method_text(config: ClassifyConfig, encoder: "Encoder | None") -> str:
     """How names are given, in a line."""
+    if config.method == "heads":
+        return (
+            f"bioscan_xla {__version__}: heads of a fine-tuned model, best path in the tree of "
+            "lineages, confidence not calibrated"
+        )
     ways = "shared 8-mers" if encoder is None else "vectors and shared 8-mers"
-    if encoder is not None and config.candidates == "vector":
-        ways = "vectors"
+    if encoder is not None and config.candidates != "both":
+        ways = "vectors" if config.candidates == "vector" else "shared 8-mers"
+    decided = " and heads of a fine-tuned model" if config.method == "both" else ""
     return (
-        f"bioscan_xla {__version__}: candidates by {ways}, free-end-gap alignment, "
+        f"bioscan_xla {__version__}: candidates by {ways}, free-end-gap alignment{decided}, "
         "best path in the tree of reference lineages, calibrated confidence"
     )
 
@@ -136,6 +151,7 @@ def _settings(
 ) -> dict[str, str]:
     """All that decides what a row says, as text."""
     fields = (
+        "method",
         "candidates",
         "num_candidates",
         "strand",

@@ -83,21 +83,3 @@ def _fill(lineages: Sequence[Lineage], space: LabelSpace) -> list[Lineage]:
                 names[above] = names[above] or name
         result.append(tuple(names))
     return result
-
-
-def match_classes(tree: LineageTree, classes: Sequence[Sequence[Lineage]]) -> list[np.ndarray]:
-    """For each rank the node of each class of a label space, -1 where the tree has none.
-
-    Args:
-        tree: the lineages known.
-        classes: `LabelSpace.lineages`.
-    """
-    result = []
-    for rank, chains in enumerate(classes):
-        nodes: dict[Lineage, int] = {}
-        for leaf in range(len(tree.paths)):
-            chain = tree.lineage(leaf)[: rank + 1]
-            if chain[-1] is not None:
-                nodes[chain] = int(tree.paths[leaf, rank])
-        result.append(np.array([nodes.get(tuple(c), UNKNOWN) for c in chains], np.int64))
-    return result

@@ -37,7 +37,10 @@ def prepare_vectors(
     Raises:
         ModelError: the model cannot be loaded, or vectors were asked for and there is none.
     """
-    if config.candidates == "kmer" or (config.model is None and reference.vectors is None):
+    needs_model = config.method != "neighbours"
+    if (not needs_model and config.candidates == "kmer") or (
+        config.model is None and reference.vectors is None
+    ):
         if config.candidates == "vector":
             raise ModelError(
                 "candidates by vector need a model: pass --model, or a reference table made by "
@@ -46,6 +49,8 @@ def prepare_vectors(
         log.info("candidates are found by shared 8-mers; no model is used")
         return None, replace(reference, vectors=None)
     encoder = _load(config, reference)
+    if config.candidates == "kmer" or not reference.ids:
+        return encoder, replace(reference, vectors=None)
     made_by = reference.fingerprint or {}
     if reference.vectors is not None and not compare(made_by, encoder.fingerprint).different:
         return encoder, reference
@@ -74,7 +79,7 @@ def _load(config: ClassifyConfig, reference: Reference) -> "Encoder":
 def cache_folder(config: ClassifyConfig) -> Path:
     """Where what belongs to a reference is kept: beside it, else in the output folder."""
     beside = Path(config.reference.rstrip("/") + ".classify")
-    if "://" not in config.reference and os.access(beside.parent, os.W_OK):
+    if config.reference and "://" not in config.reference and os.access(beside.parent, os.W_OK):
         return beside
     return Path(config.output) / "reference"
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass
+from pathlib import Path
 
 from ..errors import ConfigError
 from ..reads.lineages import RANKS
@@ -25,8 +26,12 @@ class ClassifyConfig:
     """Folder for the results."""
 
     model: str | None = None
-    """Encoder (a folder or Hugging Face id) for candidates by vector; by default the one that
-    made the reference table. Without either, candidates are found by shared 8-mers alone."""
+    """Encoder (a folder, a Hugging Face id or bioscan-small) for candidates by vector; by default
+    the one that made the reference table. Without either, only shared 8-mers find candidates."""
+
+    method: str = "neighbours"
+    """neighbours (aligned references decide), heads (those of a fine-tuned model alone; confidence
+    is then not calibrated), or both."""
 
     reference_table: str = "embeddings"
     """Table of the reference database."""
@@ -104,6 +109,7 @@ class ClassifyConfig:
         check_choices(
             self,
             {
+                "method": ("neighbours", "heads", "both"),
                 "candidates": ("vector", "kmer", "both"),
                 "strand": ("both", "plus", "minus"),
                 "header_taxonomy": (None, "sintax", "silva"),
@@ -118,7 +124,13 @@ class ClassifyConfig:
                 raise ConfigError(f"threshold names {rank!r}; ranks are {', '.join(RANKS)}")
             if not 0 <= value <= 1:
                 raise ConfigError(f"threshold of {rank} is {value}; it is a share from 0 to 1")
-        if not self.reference:
+        has_heads = self.model is not None and (Path(self.model) / "heads.safetensors").is_file()
+        if self.method != "neighbours" and not has_heads:
+            raise ConfigError(
+                f"method {self.method} needs the heads of a fine-tuned model; pass the output "
+                "folder of fine-tuning as --model, or take --method neighbours"
+            )
+        if not self.reference and self.method != "heads":
             raise ConfigError(
                 "no reference was named; pass --reference with a database made by embed or a "
                 "labelled FASTA or Parquet file"
