@@ -1,5 +1,6 @@
 """How a run ends: what it says, its exit status, and what the next run finds."""
 
+import gzip
 import os
 import shutil
 from pathlib import Path
@@ -15,6 +16,7 @@ from bioscan_xla.embed import main, run_embedding_pipeline
 from bioscan_xla.errors import InputError, ModelError
 
 from .test_records import GOOD, write
+from .test_resume import sources
 from .test_shares import rejected, sequence_of, stored, write_files
 
 
@@ -153,15 +155,50 @@ def test_a_file_that_fails_does_not_stop_the_next(tmp_path, model_folder, capsys
         run_embedding_pipeline(str(folder), str(tmp_path / "db"), **options)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")
-def test_a_file_that_may_not_be_read_is_named(tmp_path, model_folder, capsys):
+def make_unreadable(path):
+    """Nobody can read the file, as if its disk had failed."""
+    path.unlink()
+    path.symlink_to("/proc/self/mem")  # which gives no byte at its beginning, even to root
+
+
+needs_proc = pytest.mark.skipif(not os.path.exists("/proc/self/mem"), reason="no /proc/self/mem")
+
+
+@needs_proc
+def test_a_file_that_cannot_be_read_is_named(tmp_path, model_folder, capsys):
     folder = tmp_path / "in"
     write_files(folder, [10, 10])
-    (folder / "part0.parquet").chmod(0)
+    make_unreadable(folder / "part0.parquet")
     assert run(folder, tmp_path / "db", model_folder) == 1
     output, errors = capsys.readouterr()
     assert "10 sequences embedded" in output
     assert "part0.parquet: cannot be read" in errors
+
+
+@needs_proc
+def test_one_of_several_processes_stops_at_a_file_that_it_cannot_read(tmp_path, options):
+    """Another may read it: an id that comes again in a later file would be embedded by both."""
+    folder, db = tmp_path / "in", str(tmp_path / "db")
+    write_files(folder, [10])
+    shutil.copy(folder / "part0.parquet", folder / "part1.parquet")
+    with gzip.open(folder / "part0.fasta.gz", "wt") as file:  # read before the Parquet files
+        file.writelines(f">s{row}\n{sequence_of(row)}\n" for row in range(2000))
+    whole = (folder / "part0.fasta.gz").read_bytes()
+    shares = [options | {"process_index": index, "process_count": 2} for index in (0, 1)]
+    for path, spoil in (
+        (folder / "part0.parquet", make_unreadable),
+        (folder / "part0.fasta.gz", lambda path: path.write_bytes(whole[: len(whole) // 2])),
+    ):
+        spoil(path)
+        for share in shares:
+            with pytest.raises(InputError, match="stops before the files after it"):
+                run_embedding_pipeline(str(folder), db, **share)
+        path.unlink()
+    assert not {"part1.parquet"} & {name.split("#")[0] for name in sources(db)}
+    for share in shares:
+        run_embedding_pipeline(str(folder), db, **share)
+    assert max(stored(db).values()) == 1
+    assert len(stored(db)) >= 10
 
 
 def test_the_summary_counts_sequences_and_every_change(tmp_path, model_folder, capsys):
@@ -184,6 +221,20 @@ def test_the_summary_counts_sequences_and_every_change(tmp_path, model_folder, c
     assert "all 3 usable sequences embedded" in output
     assert "cleaned: case 1, nan position 1, id stripped 1" in output
     assert set(stored(db)) == {"a", "b", "c"}
+
+
+def test_max_sequences_counts_no_change_of_records_that_it_left(tmp_path, options):
+    sequences = [sequence_of(row).lower() if row % 2 else sequence_of(row) for row in range(20)]
+    columns = {"sequence_id": [f" s{row}" for row in range(20)], "dna_sequence": sequences}
+    write(tmp_path / "x.parquet", columns)
+    runs = [
+        run_embedding_pipeline(
+            str(tmp_path / "x.parquet"), str(tmp_path / "db"), max_sequences=most, **options
+        )
+        for most in (5, 7, None)
+    ]
+    assert [result["cleaned"]["case"] for result in runs] == [2, 4, 4]
+    assert [result["cleaned"]["id_stripped"] for result in runs] == [5, 7, 8]
 
 
 def test_max_errors_still_says_what_was_committed(tmp_path, model_folder, capsys):

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 import subprocess
 import sys
 
@@ -176,8 +177,52 @@ def test_a_file_that_cannot_grow_is_an_error_and_the_next_run_goes_on(tmp_path, 
     assert stored(db) == {f"s{row}": 1 for row in range(2000)}
 
 
+@pytest.fixture
+def small_disk(tmp_path):
+    """A folder that is a disk of 1 MB, and what mounts it again with other options."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+
+    def mount(*words):
+        return subprocess.run(["mount", *words, str(folder)], capture_output=True, check=False)
+
+    if not shutil.which("mount") or mount("-t", "tmpfs", "-o", "size=1m", "none").returncode:
+        pytest.skip("only root may mount a disk")
+    yield folder, lambda options: mount("-o", f"remount,{options}")
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_full_disk_keeps_what_was_committed_and_the_next_run_goes_on(
+    tmp_path, options, small_disk
+):
+    folder, remount = small_disk
+    source, db = write_files(tmp_path / "in", [5000]), str(folder / "db")
+    with pytest.raises(TableError, match=r"could not be written.*free\s+space.*run again to go on"):
+        run_embedding_pipeline(source, db, commit_rows=500, **options)
+    num_rows = sum(stored(db).values())
+    assert 0 < num_rows < 5000
+    assert num_rows % 500 == 0
+    assert remount("size=100m").returncode == 0
+    result = run_embedding_pipeline(source, db, **options)
+    assert result["embeddings_generated"] == 5000 - num_rows
+    assert stored(db) == {f"s{row}": 1 for row in range(5000)}
+
+
+def test_a_database_that_may_not_be_written(tmp_path, options, small_disk):
+    folder, remount = small_disk
+    source, db = write_files(tmp_path / "in", [20]), str(folder / "db")
+    run_embedding_pipeline(source, db, max_sequences=5, **options)
+    assert remount("ro").returncode == 0
+    with pytest.raises(TableError, match="permissions"):
+        run_embedding_pipeline(source, db, **options)
+    assert remount("rw").returncode == 0
+    assert sum(stored(db).values()) == 5
+    run_embedding_pipeline(source, db, **options)
+    assert sum(stored(db).values()) == 20
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_database_that_may_not_be_written(tmp_path, options):
+def test_folders_that_may_not_be_written(tmp_path, options):
     source, db = write_files(tmp_path / "in", [20]), tmp_path / "db"
     run_embedding_pipeline(source, str(db), max_sequences=5, **options)
     folders = [db, *(path for path in db.rglob("*") if path.is_dir())]

@@ -1,7 +1,9 @@
 """Shares: whatever the processes, their order, their stops and their devices, each record once."""
 
 import itertools
+import os
 import tempfile
+import threading
 from collections import Counter
 from pathlib import Path
 from unittest import mock
@@ -232,3 +234,103 @@ def test_a_run_stops_when_another_number_of_processes_takes_over(tmp_path, optio
     with pytest.raises(TableError, match="process_count 2, and this run has 1"):
         run_embedding_pipeline(source, db, commit_rows=1000, **options)
     assert max(stored(db).values()) == 1
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_of_two_runs_of_one_process_only_the_last_goes_on(tmp_path, options, monkeypatch, count):
+    """Both have looked at what is done before either commits."""
+    source, db = write_files(tmp_path / "in", [60] * 4), str(tmp_path / "db")
+    both = threading.Barrier(2)
+    done = Store.done
+
+    def done_together(self):
+        result = done(self)
+        both.wait(60)
+        return result
+
+    errors = []
+
+    def run(index=0):
+        try:
+            run_embedding_pipeline(source, db, process_index=index, process_count=count, **options)
+        except TableError as error:
+            errors.append(str(error))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "done", done_together)
+        threads = [threading.Thread(target=run) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    (error,) = errors
+    assert f"another run fills the table 'embeddings' as process 0: process {os.getpid()}" in error
+    assert "--process-index" in error
+    if count == 2:
+        run(1)
+    assert stored(db) == {f"s{row}": 1 for row in range(240)}
+    assert len(errors) == 1
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_commit_that_was_under_way_when_the_next_run_started(
+    tmp_path, options, monkeypatch, count
+):
+    """The claim of the first was good when it looked; the second sees its rows, and stops."""
+    source, db = write_files(tmp_path / "in", [60] * 4), str(tmp_path / "db")
+    check, done, append = Store._check_still_ours, Store.done, Store.append
+    second_knows, first_has_committed = threading.Event(), threading.Event()
+    errors, stores = [], []
+
+    def run():
+        try:
+            run_embedding_pipeline(source, db, process_count=count, **options)
+        except TableError as error:
+            errors.append(str(error))
+
+    second = threading.Thread(target=run)
+
+    def done_first_or_second(self):
+        result = done(self)
+        stores.append(self)
+        if self is not stores[0]:
+            second_knows.set()
+        return result
+
+    def check_then_wait(self):
+        if self is not stores[0]:
+            assert first_has_committed.wait(60)
+        check(self)
+        if self is stores[0]:
+            second.start()
+            assert second_knows.wait(60)
+
+    def append_and_tell(self, parts):
+        append(self, parts)
+        first_has_committed.set()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "done", done_first_or_second)
+        patch.setattr(Store, "_check_still_ours", check_then_wait)
+        patch.setattr(Store, "append", append_and_tell)
+        run()
+        second.join()
+    (error,) = errors
+    assert "another run was still committing rows of process 0" in error
+    for index in range(count):
+        run_embedding_pipeline(source, db, process_index=index, process_count=count, **options)
+    assert stored(db) == {f"s{row}": 1 for row in range(240)}
+
+
+def test_a_run_that_is_refused_takes_nobodys_place(tmp_path, options, monkeypatch):
+    source, db = write_files(tmp_path / "in", [60]), str(tmp_path / "db")
+    append = Store.append
+
+    def refused_meanwhile(self, parts):
+        append(self, parts)
+        with pytest.raises(TableError, match="made in another way"):
+            run_embedding_pipeline(source, db, pooling="cls", **options)
+
+    monkeypatch.setattr(Store, "append", refused_meanwhile)
+    run_embedding_pipeline(source, db, commit_rows=20, **options)
+    assert sum(stored(db).values()) == 60

@@ -155,5 +155,5 @@ def _head(chunk: Chunk, count: int) -> Chunk:
         chunk.sequences[:count],
         chunk.metadata.slice(0, count),
         rejected,
-        chunk.cleaned,
+        {rule: rows[rows <= last] for rule, rows in chunk.cleaned.items()},
     )

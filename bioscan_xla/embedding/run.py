@@ -25,7 +25,7 @@ from ..reads.cleaning import Code
 from ..reads.files import count_rows, metadata_schema
 from ..reads.inputs import is_remote, name_inputs
 from ..reads.raw import ReadOptions, read_options
-from ..reads.records import join_failures, read_chunks
+from ..reads.records import join_failures, read_chunks, stop_at
 from ..reads.shares import Share
 from ..stopping import Stop, stop_on_signal
 from ..table.mirror import Mirror, check_mirror, restore
@@ -88,6 +88,8 @@ def _embed(
     reading = read_options(config, min(_CHUNK_ROWS[kind], config.commit_rows))
     schema = metadata_schema(sources, reading)
     share = Share(config.process_index, config.process_count)
+    if unreadable and share.count > 1:
+        raise stop_at(join_failures(unreadable), share)
     mirror = _open_mirror(config)
     revision = config.revision or recorded_revision(config.db, config.table, config.model)
     encoder = load(

@@ -68,7 +68,7 @@ class Outcome:
     def count(self, chunk: Chunk, norms: np.ndarray) -> None:
         """Count a chunk that is done; `norms` as from `sample_norms`."""
         self.rows_read += chunk.num_rows
-        self.cleaned.update(chunk.cleaned)
+        self.cleaned.update({rule: len(rows) for rule, rows in chunk.cleaned.items()})
         self.rejected.update(item.code for item in chunk.rejected)
         self.norms = np.concatenate([self.norms, norms])[-NORM_SAMPLE:]
 

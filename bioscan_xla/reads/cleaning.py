@@ -1,10 +1,9 @@
 """Cleaning of sequences, and the reasons why one cannot be used.
 
-Input: sequences as text. Output: upper-case ACGTN, complaints, and how many each rule changed.
+Input: sequences as text. Output: upper-case ACGTN, complaints, and which each rule changed.
 Invariants: cleaning is idempotent; every sequence that breaks a rule has exactly one complaint.
 """
 
-from collections import Counter
 from collections.abc import Sequence
 from enum import Enum
 from typing import NamedTuple
@@ -71,19 +70,19 @@ _TRANSLATION = str.maketrans("URYSWKMBDHV", "TNNNNNNNNNN", _GAPS)
 
 def clean_sequences(
     sequences: Sequence[str], options: ReadOptions | None = None
-) -> tuple[list[str], dict[int, Complaint], dict[str, int]]:
+) -> tuple[list[str], dict[int, Complaint], dict[str, list[int]]]:
     """Clean sequences: upper case, U to T, gaps out, IUPAC codes to N, surrounding N off.
 
     Gaps are `-`, `.`, `~` and white space.
 
     Returns:
-        The cleaned sequences; for each unusable one its number and what is wrong; records
-        changed by rule.
+        The cleaned sequences; for each unusable one its number and what is wrong; by rule, the
+        numbers of those that it changed.
     """
     options = options or ReadOptions()
     result = list(sequences)
     complaints: dict[int, Complaint] = {}
-    cleaned: Counter[str] = Counter()
+    cleaned: dict[str, list[int]] = {}
     for number in np.flatnonzero(_flags_of(sequences)).tolist():
         text = sequences[number]
         flags = int(_flags_of([text])[0])
@@ -93,8 +92,10 @@ def clean_sequences(
         text = text.upper().translate(_TRANSLATION)
         trimmed = text.strip("N")
         changes = (_LOWER, _URACIL, _GAP, _IUPAC)
-        cleaned.update(rule for rule, flag in zip(CLEANING, changes, strict=False) if flags & flag)
-        cleaned["trimmed_n"] += len(trimmed) < len(text)
+        rules = [rule for rule, flag in zip(CLEANING, changes, strict=False) if flags & flag]
+        rules += ["trimmed_n"] * (len(trimmed) < len(text))
+        for rule in rules:
+            cleaned.setdefault(rule, []).append(number)
         result[number] = trimmed
         if text and not trimmed:
             complaints[number] = Complaint(Code.ONLY_N, f"{len(text)} bp, all of them N")
@@ -112,7 +113,7 @@ def clean_sequences(
             if text
             else Complaint(Code.EMPTY_SEQUENCE, "empty sequence")
         )
-    return result, complaints, dict(cleaned)
+    return result, complaints, cleaned
 
 
 def _flags_of(sequences: Sequence[str]) -> np.ndarray:

@@ -5,11 +5,12 @@ Output: `Chunk` records in the order of the files, their sequences upper-case AC
 each record that cannot be used a `Rejection` with its reason.
 Invariants: a record is in exactly one place; the first of several with one id is taken, however
 many processes read; no chunk crosses the border of a block (see `shares`); a file that cannot be
-read does not stop the files after it; memory does not grow with the file but for 8 bytes an id.
+read does not stop the files after it, unless several processes share them (the one that lacks the
+ids of a file cannot tell which later records repeat them, while another can); memory does not grow
+with the file but for 8 bytes an id.
 """
 
 import logging
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -55,7 +56,7 @@ class Chunk:
         sequences: (kept,) upper-case ACGTN.
         metadata: (kept,) the columns of `metadata_schema`.
         rejected: the records set aside.
-        cleaned: records changed, by rule of `cleaning.CLEANING`.
+        cleaned: row numbers of the records changed, by rule of `cleaning.CLEANING`.
     """
 
     source: str
@@ -65,7 +66,7 @@ class Chunk:
     sequences: list[str]
     metadata: pa.Table
     rejected: tuple[Rejection, ...]
-    cleaned: Mapping[str, int]
+    cleaned: Mapping[str, np.ndarray]
 
 
 class _SeenIds:
@@ -124,7 +125,8 @@ def read_chunks(
 
     Raises:
         InputError: files could not be read, or not to their end; all that could be read of these
-            and of the others has been yielded.
+            and of the others has been yielded. Where the process is not alone, the files behind
+            the first of these are left for a later run.
     """
     seen = _SeenIds()
     for ids in known_ids:
@@ -137,10 +139,21 @@ def read_chunks(
         try:
             yield from _read_source(source, name, options, schema, finished, seen, share)
         except InputError as error:
+            if share.count > 1:
+                raise stop_at(error, share) from error
             log.error("%s", error)
             failures.append(error)
     if failures:
         raise join_failures(failures)
+
+
+def stop_at(error: InputError, share: Share) -> InputError:
+    """The error of one of several processes that reads no further than a broken file."""
+    return InputError(
+        f"{error}\nProcess {share.index} of {share.count} stops before the files after it: without "
+        "its ids it cannot tell which of their records repeat one. Mend this file or leave it out "
+        "of --input for all processes, then run again to go on"
+    )
 
 
 def join_failures(failures: Sequence[InputError]) -> InputError:
@@ -204,19 +217,19 @@ def _clean(
     if len(places) < len(ids) and metadata.num_columns:
         metadata = metadata.take(pa.array(places))
     try:
-        metadata, wrong_values, num_nan = _shape_metadata(metadata, len(places), schema)
+        metadata, wrong_values, is_nan = _shape_metadata(metadata, len(places), schema)
     except pa.ArrowInvalid as error:
         raise InputError(
             f"{name}: a kept column does not fit the type that all files share, from row "
             f"{records.first_row} on ({first_line(error)}); convert it, or leave it out of --keep"
         ) from error
-    changes = Counter(cleaned)
-    changes["nan_position"] += num_nan
+    stripped: list[int] = []
     kept: list[int] = []
     rejected: list[Rejection] = []
     for number, place in enumerate(places.tolist()):
         sequence_id = ids[place]
-        changes["id_stripped"] += sequence_id is not None and sequence_id != records.ids[place]
+        if sequence_id is not None and sequence_id != records.ids[place]:
+            stripped.append(number)
         if sequence_id is None:
             complaint: Complaint | None = _NO_ID
         elif duplicate[number]:
@@ -230,6 +243,7 @@ def _clean(
         else:
             row = records.first_row + place
             rejected.append(Rejection(name, row, sequence_id, complaint.reason, complaint.code))
+    changes = {**cleaned, "nan_position": np.flatnonzero(is_nan), "id_stripped": stripped}
     if len(kept) < metadata.num_rows:
         metadata = metadata.take(pa.array(kept, pa.int64()))
     return Chunk(
@@ -240,14 +254,14 @@ def _clean(
         [sequences[number] for number in kept],
         metadata,
         tuple(rejected),
-        dict(changes),
+        {rule: places[numbers] + records.first_row for rule, numbers in changes.items()},
     )
 
 
 def _shape_metadata(
     table: pa.Table, num_rows: int, schema: pa.Schema
-) -> tuple[pa.Table, dict[int, Complaint], int]:
-    """Cast to the schema, absent columns null; what is wrong with rows; rows with a NaN."""
+) -> tuple[pa.Table, dict[int, Complaint], np.ndarray]:
+    """Cast to the schema, absent columns null; what is wrong with rows; whether a row has a NaN."""
     wrong: dict[int, Complaint] = {}
     is_nan = np.zeros(num_rows, bool)
     columns = []
@@ -258,7 +272,7 @@ def _shape_metadata(
             columns.append(_numbers(field.name, table[field.name], wrong, is_nan))
         else:
             columns.append(table[field.name].cast(field.type))
-    return pa.table(columns, schema=schema), wrong, int(is_nan.sum())
+    return pa.table(columns, schema=schema), wrong, is_nan
 
 
 def _numbers(

@@ -38,7 +38,11 @@ class Share:
             first_row: row number in the source.
             num_rows: how many rows from there.
         """
-        blocks = np.arange(first_row, first_row + num_rows) // BLOCK_ROWS
+        return self.owns(key, np.arange(first_row, first_row + num_rows))
+
+    def owns(self, key: str, rows: np.ndarray) -> np.ndarray:
+        """For each of these row numbers of a source, whether it is this process's, bool."""
+        blocks = rows // BLOCK_ROWS
         # Blocks go round; sources begin with different processes, so that many small files are
         # spread too.
         digest = hashlib.blake2b(key.encode(), digest_size=8).digest()

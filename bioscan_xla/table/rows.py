@@ -5,6 +5,7 @@ Invariants: nothing here commits.
 """
 
 import json
+import logging
 import platform
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,9 +14,12 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from ..encode.fingerprint import compare, describe
 from ..errors import TableError, first_line
 from .embedding_function import column_metadata
 from .neighbours import FINGERPRINT_KEY
+
+log = logging.getLogger(__name__)
 
 _ROWS_PER_BATCH = 1024
 
@@ -39,6 +43,30 @@ def table_schema(
     if store_sequences:
         metadata |= column_metadata(fingerprint, hidden)
     return pa.schema(fields, metadata)
+
+
+def refuse_other_schema(uri: str, name: str, there: pa.Schema, ours: pa.Schema) -> None:
+    """TableError, with the differences, if a table was made in another way than ours would be."""
+    old = json.loads((there.metadata or {}).get(FINGERPRINT_KEY, b"{}"))
+    new = json.loads((ours.metadata or {})[FINGERPRINT_KEY])
+    compared = compare(old, new)
+    lines = describe(compared.different, old, new)
+    if compared.unknown:
+        log.info(
+            "the table %s is from another release; these could not be compared: %s",
+            name,
+            ", ".join(compared.unknown),
+        )
+    for column in dict.fromkeys([*there.names, *ours.names]):
+        types = [str(s.field(column).type) if column in s.names else "no" for s in (there, ours)]
+        if types[0] != types[1]:
+            lines.append(f"  column {column}: the table has {types[0]}, this run has {types[1]}")
+    if lines:
+        raise TableError(
+            f"{uri}: the table {name!r} was made in another way, and mixing would spoil it:\n"
+            + "\n".join(lines)
+            + "\nUse the same options, or another --table or --db"
+        )
 
 
 def storable(vectors: np.ndarray, schema: pa.Schema) -> tuple[np.ndarray, np.ndarray]:

@@ -18,16 +18,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from lancedb.index import Bitmap, BTree, IvfRq
 
-from ..encode.fingerprint import compare, describe
 from ..errors import TableError, first_line
 from ..reads.cleaning import Code
 from ..reads.inputs import has_mark, source_key, without_mark
 from ..reads.lineages import RANKS
 from ..reads.records import Rejection
 from ..reads.shares import ALL, Share
+from .claim import Claim
 from .neighbours import FINGERPRINT_KEY, connect, exists
 from .rejections import Rejections
-from .rows import not_written, reader_of
+from .rows import not_written, reader_of, refuse_other_schema
 
 log = logging.getLogger(__name__)
 
@@ -58,14 +58,17 @@ class Store:
         table: the LanceDB table.
         rejections: the record of what was set aside.
         names: path of each source of this run, and by what name it is stored.
-        process_count: how many processes share the input.
+        share: which of how many processes this is.
+        claim: what tells whether another run has taken this one's place.
     """
 
     uri: str
     table: Any
     rejections: Rejections
     names: Mapping[str, str]
-    process_count: int
+    share: Share
+    claim: Claim
+    _num_own: int | None = None  # rows of this share when it was asked what is done
 
     @classmethod
     def open(
@@ -107,7 +110,7 @@ class Store:
                 database.create_table(name, schema=schema, exist_ok=True)
             table = database.open_table(name)
             try:
-                _compare(uri, name, table.schema, schema)
+                refuse_other_schema(uri, name, table.schema, schema)
             except TableError:
                 if table.count_rows():
                     raise
@@ -117,7 +120,9 @@ class Store:
                 if table.count_rows() and _process_count(table) and not reshare:
                     raise _other_count(uri, name, table, share.count)
                 table.update_field_metadata({"path": "source", "metadata": count})
-                table.checkout_latest()
+            claim = Claim(uri, name, share.index)
+            # Only now: rows that a run before this one still commits must be seen.
+            table.checkout_latest()
         except (OSError, RuntimeError, ValueError) as error:
             if isinstance(error, TableError):
                 raise
@@ -128,7 +133,7 @@ class Store:
         fingerprint = json.loads((schema.metadata or {})[FINGERPRINT_KEY])
         ours = {*map(source_key, names.values()), *names}
         rejections = Rejections(uri, name, share.index, rule, fingerprint, ours)
-        return cls(uri, table, rejections, names, share.count)
+        return cls(uri, table, rejections, names, share, claim)
 
     @property
     def hidden(self) -> int:
@@ -143,6 +148,7 @@ class Store:
         rows: dict[str, list[np.ndarray]] = {}
         known: set[str] = set()
         num_usable = 0
+        self._num_own = self._count_own()
         rejected = self.rejections.done()
         same_id = pc.equal(rejected["code"], Code.ID_SEEN_BEFORE.value)
         for batch, is_usable in (
@@ -150,15 +156,12 @@ class Store:
             *((b, True) for b in rejected.filter(same_id).to_batches()),
             *((b, False) for b in rejected.filter(pc.invert(same_id)).to_batches()),
         ):
-            sources = batch["source"].dictionary_encode()
-            numbers = batch["row"].to_numpy()
-            which = sources.indices.to_numpy()
-            for code, source in enumerate(sources.dictionary.to_pylist()):
+            for source, numbers in _by_source(batch):
                 known.add(source)
                 path = ours.get(source_key(source))
                 if path is not None:
-                    rows.setdefault(path, []).append(numbers[which == code])
-                    num_usable += is_usable * len(rows[path][-1])
+                    rows.setdefault(path, []).append(numbers)
+                    num_usable += is_usable * len(numbers)
         self._warn_of_changes(known)
         result = {}
         for path, parts in rows.items():
@@ -196,11 +199,21 @@ class Store:
         first = rejected.filter(pc.not_equal(rejected["code"], Code.ID_SEEN_BEFORE.value))
         yield [name for name in first["sequence_id"].to_pylist() if name is not None]
 
+    def _count_own(self) -> int:
+        """Rows in the table that belong to this share."""
+        if self.share.count == 1:
+            return self.count_rows()
+        return sum(
+            int(self.share.owns(source_key(source), rows).sum())
+            for batch in self._scan(["source", "row"])
+            for source, rows in _by_source(batch)
+        )
+
     def _scan(self, columns: list[str], batch_rows: int = 1 << 16) -> pa.RecordBatchReader:
         return self.table.search().select(columns).to_batches(batch_rows)
 
     def _check_still_ours(self) -> None:
-        """Before a commit: nobody has taken the table over since it was opened."""
+        """Before a commit: nobody has taken the table or this share over since it was opened."""
         fingerprint = self.table.schema.metadata[FINGERPRINT_KEY]
         self.table.checkout_latest()
         if self.table.schema.metadata.get(FINGERPRINT_KEY) != fingerprint:
@@ -208,8 +221,17 @@ class Store:
                 f"{self.uri}: another run has replaced the table while this one was computing; "
                 "name another --table or --db"
             )
-        if _process_count(self.table) != self.process_count:
-            raise _other_count(self.uri, self.table.name, self.table, self.process_count)
+        if _process_count(self.table) != self.share.count:
+            raise _other_count(self.uri, self.table.name, self.table, self.share.count)
+        self.claim.check()
+        # An earlier run of this share may have been in the middle of its last commit. Once is
+        # enough: at the next it finds the claim taken.
+        if self._num_own is not None and self._count_own() > self._num_own:
+            raise TableError(
+                f"{self.uri}: another run was still committing rows of process "
+                f"{self.share.index} when this one started; run again to go on behind them"
+            )
+        self._num_own = None
 
     def append(self, parts: Sequence[pa.Table]) -> None:
         """Add rows in one atomic commit.
@@ -252,7 +274,13 @@ class Store:
             raise not_written(self.uri, error) from error
 
     def reject(self, rejections: Sequence[Rejection]) -> None:
-        """Record what cannot be used in `rejected.parquet` beside the table."""
+        """Record what cannot be used in `rejected.parquet` beside the table.
+
+        Raises:
+            TableError: it could not be written, or another run has this one's place.
+        """
+        if rejections:
+            self.claim.check()
         self.rejections.add(rejections)
 
     def count_rows(self) -> int:
@@ -286,6 +314,14 @@ class Store:
             log.warning("the table is complete but not compacted or indexed: %s", error)
 
 
+def _by_source(batch: pa.RecordBatch) -> Iterator[tuple[str, np.ndarray]]:
+    """Each source of some rows and its row numbers."""
+    sources = batch["source"].dictionary_encode()
+    numbers, which = batch["row"].to_numpy(), sources.indices.to_numpy()
+    for code, source in enumerate(sources.dictionary.to_pylist()):
+        yield source, numbers[which == code]
+
+
 def _process_count(table: Any) -> int | None:
     """How many processes fill a table; None for one of an earlier version."""
     count = (table.schema.field("source").metadata or {}).get(_COUNT_KEY.encode())
@@ -299,26 +335,3 @@ def _other_count(uri: str, name: str, table: Any, count: int) -> TableError:
         f"{count}: both at once would embed rows twice. Use --process-count {there}; or, once no "
         "other process writes to the table, add --reshare: what is done stays done"
     )
-
-
-def _compare(uri: str, name: str, there: pa.Schema, ours: pa.Schema) -> None:
-    old = json.loads((there.metadata or {}).get(FINGERPRINT_KEY, b"{}"))
-    new = json.loads((ours.metadata or {})[FINGERPRINT_KEY])
-    compared = compare(old, new)
-    lines = describe(compared.different, old, new)
-    if compared.unknown:
-        log.info(
-            "the table %s is from another release; these could not be compared: %s",
-            name,
-            ", ".join(compared.unknown),
-        )
-    for column in dict.fromkeys([*there.names, *ours.names]):
-        types = [str(s.field(column).type) if column in s.names else "no" for s in (there, ours)]
-        if types[0] != types[1]:
-            lines.append(f"  column {column}: the table has {types[0]}, this run has {types[1]}")
-    if lines:
-        raise TableError(
-            f"{uri}: the table {name!r} was made in another way, and mixing would spoil it:\n"
-            + "\n".join(lines)
-            + "\nUse the same options, or another --table or --db"
-        )
