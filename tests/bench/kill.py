@@ -7,7 +7,6 @@ reason. Times are not measured.
 """
 
 import argparse
-import contextlib
 import logging
 import multiprocessing
 import os
@@ -16,7 +15,9 @@ import signal
 import sys
 import tempfile
 import time
+import warnings
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -28,13 +29,21 @@ from bioscan_xla.sample import write_model, write_sample
 from bioscan_xla.table.neighbours import open_table
 
 PROCESSES = {"one process": 1, "two processes": 2, "ray": 1}
+_MOST_COMMITS = 8  # between a start and its kill
 _END_SECONDS = 600  # within which a run opens its table, and one that is not killed ends
 
-# Each run is a process of its own, forked from one that has loaded what takes longest.
+# Each run is a process of its own, forked from one that has loaded what takes longest and has
+# opened nothing.
 _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(
-    ["transformers.models.esm.modeling_esm", "bioscan_xla.encode.inference"]
+    [
+        "tests.bench.kill",
+        "transformers.models.esm.modeling_esm",
+        "bioscan_xla.embedding.run",
+        "bioscan_xla.embedding.pipeline",
+    ]
 )
+warnings.filterwarnings("ignore", "lancedb fork support")
 
 
 @dataclass(frozen=True)
@@ -68,13 +77,13 @@ def kill_and_resume(
     kills = rounds = 0
     while True:
         rounds += 1
-        running, are_ready = zip(
+        running, channels = zip(
             *(_start(source, db, model, kind, i) for i in range(PROCESSES[kind])), strict=True
         )
         if kills < num_kills:
-            for is_ready in are_ready:
-                _wait(is_ready)  # its table is open; the kill comes some commits later
-            time.sleep(rng.uniform(0, 0.25))
+            # Some commits later, and some part of the next: wherever the machine is by then.
+            seconds = [_wait(told, rng.randrange(_MOST_COMMITS)) for told in channels]
+            time.sleep(rng.uniform(0, max(seconds)))
             for process in running:
                 if process.is_alive() and kills < num_kills:
                     os.kill(process.pid, signal.SIGKILL)
@@ -102,7 +111,7 @@ def kill_and_resume(
 
 
 def _start(source: Path, db: Path, model: str, kind: str, index: int) -> tuple[Any, Connection]:
-    """A run, and where it says that its table is open."""
+    """A run, and where it says that its table is open, and each commit."""
     ours, theirs = _FORKS.Pipe(duplex=False)
     options = {
         "parquet_input_path": str(source),
@@ -118,7 +127,7 @@ def _start(source: Path, db: Path, model: str, kind: str, index: int) -> tuple[A
     return process, ours
 
 
-def _embed(ready: Connection, ray_address: str | None, options: dict[str, Any]) -> None:
+def _embed(tell: Connection, ray_address: str | None, options: dict[str, Any]) -> None:
     """The embedding command with many commits a second."""
     from bioscan_xla.embed import run_embedding_pipeline
     from bioscan_xla.reads import shares
@@ -128,22 +137,33 @@ def _embed(ready: Connection, ray_address: str | None, options: dict[str, Any]) 
         os.environ["RAY_ADDRESS"] = ray_address
     logging.disable()
     shares.BLOCK_ROWS = 100
-    opened = Store.done
-
-    def done(self: Store) -> Any:
-        result = opened(self)
-        ready.send(None)
-        return result
-
-    Store.done = done  # type: ignore[method-assign]
+    for name in ("done", "append", "append_fragments"):
+        setattr(Store, name, _told(getattr(Store, name), tell))
     run_embedding_pipeline(device="cpu", dtype="float32", commit_rows=8, **options)
 
 
-def _wait(ready: Connection) -> None:
-    if not ready.poll(_END_SECONDS):
-        raise RuntimeError(f"no table is open after {_END_SECONDS} s")
-    with contextlib.suppress(EOFError):  # it ended before that; its status tells more
-        ready.recv()
+def _told(method: Callable[..., Any], tell: Connection) -> Callable[..., Any]:
+    def told(*arguments: Any) -> Any:
+        result = method(*arguments)
+        tell.send(None)
+        return result
+
+    return told
+
+
+def _wait(told: Connection, num_commits: int) -> float:
+    """Until the table is open and so many commits are done; how long the last of these took."""
+    seconds = 0.0
+    for _ in range(1 + num_commits):
+        began = time.monotonic()
+        if not told.poll(_END_SECONDS):
+            raise RuntimeError(f"neither open nor committed within {_END_SECONDS} s")
+        try:
+            told.recv()
+        except EOFError:  # it ended before that; its status tells more
+            break
+        seconds = time.monotonic() - began
+    return min(seconds, 1.0)
 
 
 def main() -> int:
