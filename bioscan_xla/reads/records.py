@@ -243,7 +243,10 @@ def _clean(
         else:
             row = records.first_row + place
             rejected.append(Rejection(name, row, sequence_id, complaint.reason, complaint.code))
-    changes = {**cleaned, "nan_position": np.flatnonzero(is_nan), "id_stripped": stripped}
+    changes = cleaned | {
+        "nan_position": np.flatnonzero(is_nan).tolist(),
+        "id_stripped": stripped,
+    }
     if len(kept) < metadata.num_rows:
         metadata = metadata.take(pa.array(kept, pa.int64()))
     return Chunk(
