@@ -16,6 +16,10 @@ from datetime import datetime, timezone
 import fsspec
 
 from ..errors import TableError
+from ..reads.inputs import UNFINISHED
+
+CLAIM = ".run.json"
+"""What the name of the file ends with; copies of a database leave it out."""
 
 
 class Claim:
@@ -25,7 +29,7 @@ class Claim:
         """Take it, also from a run that has it."""
         self._uri, self._table, self._index = uri, table, process_index
         self._filesystem, folder = fsspec.core.url_to_fs(uri)
-        self._path = f"{folder}/{table}-{process_index}.run.json"
+        self._path = f"{folder}/{table}-{process_index}{CLAIM}"
         self._run = uuid.uuid4().hex
         text = json.dumps(
             {
@@ -35,9 +39,10 @@ class Claim:
                 "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             }
         )
-        with self._filesystem.open(f"{self._path}.{self._run}", "w") as handle:
+        part = f"{self._path}.{self._run}{UNFINISHED}"
+        with self._filesystem.open(part, "w") as handle:
             handle.write(text)
-        self._filesystem.mv(f"{self._path}.{self._run}", self._path)
+        self._filesystem.mv(part, self._path)
 
     def check(self) -> None:
         """TableError if another run has taken the claim."""

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from ..errors import TableError
 from ..reads.inputs import UNFINISHED
+from .claim import CLAIM
 
 log = logging.getLogger(__name__)
 
@@ -112,7 +113,7 @@ def _files(folder: Path) -> list[str]:
     return [
         path.relative_to(folder).as_posix()
         for path in folder.rglob("*")
-        if path.is_file() and not path.name.endswith(UNFINISHED)
+        if path.is_file() and not path.name.endswith((UNFINISHED, CLAIM))
     ]
 
 
