@@ -36,6 +36,7 @@ def test_public_names_are_the_real_ones():
         "folder",
         "device",
         "dtype",
+        "model",
     ]
     assert set(bioscan_xla.__all__) <= set(dir(bioscan_xla))
     with pytest.raises(AttributeError, match="no attribute 'absent'"):
