@@ -32,8 +32,8 @@ __all__ = [
     "run_finetuning_pipeline",
 ]
 
-# Where torch_xla is installed, transformers would start its runtime just to look whether it is
-# wanted. Only encode/runtime.py starts it.
+# Where torch_xla is installed, transformers would start its runtime just to check for a device.
+# Only encode/runtime.py starts it.
 os.environ.setdefault("USE_TORCH_XLA", "0")
 
 _HOMES = {
@@ -61,7 +61,7 @@ def load_classifier(
 
     Raises:
         ModelError: a file is missing or does not fit.
-        InputError: `labels.json` is no label space.
+        InputError: `labels.json` is not a label space.
     """
     from .encode.runtime import open_device
     from .training.classifier import load_classifier as load

@@ -1,7 +1,7 @@
 """Name sequences: `python -m bioscan_xla.classify --input F --reference DB --output DIR`.
 
-Input: a config. Output: the folder of results, and a summary. Invariants: run again after any
-interruption, it goes on where it stopped.
+Input: a config. Output: the folder of results, and a summary. Invariants: after any interruption,
+running the same command again resumes where it stopped.
 """
 
 import shlex
@@ -33,7 +33,7 @@ def run_classification_pipeline(
         `method`, `controls` and `darwin_core` where counts were given, `seconds`, `interrupted`.
 
     Raises:
-        BioscanError: one of its kinds, each with what, where and the remedy.
+        BioscanError: a subclass; the message says what happened, where, and what to do.
     """
     from .classification.run import classify
 
@@ -44,11 +44,9 @@ def run_classification_pipeline(
 
 
 def summary(config: ClassifyConfig, result: dict[str, Any]) -> str:
-    """What a person wants to know at the end."""
+    """The summary printed at the end."""
     if result["interrupted"]:
-        return (
-            f"interrupted; what was named is kept in {config.output}. Run the same command to go on"
-        )
+        return f"interrupted; results are kept in {config.output}. Run the same command to resume"
     total = result["classified"]
     lines = [
         f"{total:,} sequences against {result['reference']['sequences']:,} of "
@@ -65,7 +63,7 @@ def summary(config: ClassifyConfig, result: dict[str, Any]) -> str:
     )
     if result["rejected"]:
         reasons = ", ".join(f"{name} ({count:,})" for name, count in result["rejected"].items())
-        lines.append(f"set aside in rejected.parquet: {reasons}")
+        lines.append(f"rejected (see rejected.parquet): {reasons}")
     if controls := result.get("controls"):
         what = "removed" if controls["removed"] else "kept and flagged"
         lines.append(
@@ -98,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         work,
         words,
         _PROG,
-        on_second_signal="left at once; what was named is kept. Run the same command to go on",
+        on_second_signal="stopped at once; results so far are kept. Run the same command to resume",
     )
 
 

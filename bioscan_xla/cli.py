@@ -1,9 +1,9 @@
-"""Command line and YAML to a config, and the frame that every command runs in.
+"""Parses the command line and YAML into a config, and runs every command.
 
 Input: a command line (and the YAMLs it names). Output: a checked dataclass; an exit status.
-Invariants: every field of the dataclass is a key and a flag; flags win over a YAML wherever they
-stand, a later YAML over an earlier one; an unknown key is refused with the nearest known one, a
-key that a YAML has twice with both lines; what the user can mend is one line on standard error.
+Invariants: every field of the dataclass is a key and a flag; flags override a YAML in any order and
+a later YAML overrides an earlier one; an unknown key is an error that suggests the nearest known
+one, a duplicate key in a YAML an error that names both lines; a user error is one line on stderr.
 """
 
 import dataclasses
@@ -36,7 +36,7 @@ def run_command(
     arguments: Sequence[str] | None,
     prog: str,
     *,
-    on_second_signal: str = "left; run the same command again",
+    on_second_signal: str = "stopped; run the same command again",
     positionals: Sequence[str] = (),
     short: Mapping[str, str] | None = None,
     demo: Mapping[str, Any] | None = None,
@@ -75,7 +75,7 @@ def run_command(
 
 
 def check_keys(config_class: type, keys: Sequence[str], where: str) -> None:
-    """Refuse a key that is no field of the dataclass, naming the nearest that is."""
+    """Refuse a key that is not a field of the dataclass, and suggest the nearest one."""
     known = [field.name for field in dataclasses.fields(config_class)]
     for key in keys:
         if key not in known:
@@ -85,12 +85,12 @@ def check_keys(config_class: type, keys: Sequence[str], where: str) -> None:
 
 
 def accept_old_names(values: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Options under their names of today; an old name is taken and a warning says the new one."""
+    """Options under their current names; an old name is accepted with a warning."""
     values = dict(values)
     if "wandb" in values:
         tracker = "none" if str(values.pop("wandb")).lower() == "false" else "wandb"
         if "tracker" in values:
-            raise ConfigError(f"{where}: wandb is the old name of tracker; leave wandb out")
+            raise ConfigError(f"{where}: wandb is the old name of tracker; remove wandb")
         log.warning("%s: the option wandb is now tracker: %s", where, tracker)
         values["tracker"] = tracker
     return values
@@ -108,7 +108,7 @@ def parse(
     Flags may be written with dashes or underscores; `--config FILE` reads a YAML.
 
     Raises:
-        ConfigError: an unknown key or a value that cannot be.
+        ConfigError: an unknown key or an invalid value.
         SystemExit: `--help` or `--print-config`.
     """
     words = sys.argv[1:] if arguments is None else arguments
@@ -131,7 +131,7 @@ def parse(
             raise ConfigError(f"{field.name} is missing; see {prog} --help")
     try:
         config = config_class(**values)
-    except ConfigError as error:  # it begins with the option; say where that was set
+    except ConfigError as error:  # its message begins with the option; add where that was set
         where = places_of.get(str(error).split()[0], _COMMAND_LINE)
         raise error if where == _COMMAND_LINE else ConfigError(f"{where}: {error}") from error
     if prints:
@@ -143,10 +143,10 @@ def parse(
 def _read_words(
     config_class: type, words: Sequence[str], positionals: Sequence[str], short: Mapping[str, str]
 ) -> tuple[dict[str, Any], list[str], bool]:
-    """Options, YAML files and whether `--print-config` was among the words of a command line.
+    """Options, YAML files and whether `--print-config` was on the command line.
 
     A switch alone means true, several words after a list option are a list, and `name=value` words
-    after a mapping option are a mapping. Of an option that is given twice the last is taken.
+    after a mapping option are a mapping. If an option is given twice, the last one wins.
     """
     hints = typing.get_type_hints(config_class)
     groups: list[list[str]] = [[""]]
@@ -167,7 +167,7 @@ def _read_words(
             values[name] = given if kind is list else _pairs(name, given)
             continue
         if kind is bool and positionals and given and given[0] not in ("true", "false"):
-            given = ["true", *given]  # a switch alone, and what follows belongs to the positionals
+            given = ["true", *given]  # a switch alone; what follows is positional
         free += given if not name else given[1:]
         if name == "config" and given:
             configs.append(given[0])
@@ -199,7 +199,7 @@ def _bare(hint: Any) -> Any:
 
 
 def _convert(config_class: type, values: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Values of the types that the fields have, as jsonargparse converts them."""
+    """Values converted to the types of the fields, by jsonargparse."""
     hints = typing.get_type_hints(config_class)
     converted = {}
     for key, value in values.items():
@@ -207,7 +207,7 @@ def _convert(config_class: type, values: Mapping[str, Any], where: str) -> dict[
         parser.add_argument(f"--{key}", type=hints[key])
         try:
             converted[key] = parser.parse_object({key: value})[key]
-        except Exception as error:  # it says so in the words of its own parser
+        except Exception as error:  # its own message is about its parser
             option = f"--{key.replace('_', '-')}" if where == _COMMAND_LINE else f"{where}: {key}"
             raise ConfigError(
                 f"{option} is {value!r}; it must be {_describe(hints[key])}"
@@ -216,7 +216,7 @@ def _convert(config_class: type, values: Mapping[str, Any], where: str) -> dict[
 
 
 def _describe(hint: Any) -> str:
-    """A type as people say it."""
+    """A type in plain words."""
     names = {
         bool: "true or false",
         int: "a whole number",
@@ -235,7 +235,7 @@ def _describe(hint: Any) -> str:
 
 
 def _print_help(config_class: type, prog: str, positionals: Sequence[str]) -> NoReturn:
-    """Print the options with what they mean, as people type them: with dashes."""
+    """Print the options and what they mean, spelled with dashes."""
     named = " ".join(name.upper() for name in positionals)
     usage = " ".join(filter(None, ["%(prog)s", named, "[--config FILE] [--OPTION VALUE ...]"]))
     parser = ArgumentParser(prog=prog, description=config_class.__doc__, usage=usage)
@@ -249,7 +249,7 @@ def _print_help(config_class: type, prog: str, positionals: Sequence[str]) -> No
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that refuses a key that stands twice in a mapping."""
+    """SafeLoader that refuses a duplicate key in a mapping."""
 
 
 def _construct_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
@@ -258,7 +258,7 @@ def _construct_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any
         key, line = loader.construct_object(key_node, deep=True), key_node.start_mark.line + 1
         if key in lines:
             raise ConfigError(
-                f"{loader.name}: {key!r} stands twice, in lines {lines[key]} and {line}; delete one"
+                f"{loader.name}: {key!r} is set twice, in lines {lines[key]} and {line}; delete one"
             )
         lines[key] = line
     return yaml.SafeLoader.construct_mapping(loader, node, deep=True)
@@ -279,9 +279,9 @@ def read_yaml(path: str) -> dict[str, Any]:
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); check the path") from error
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: is not UTF-8 text; save it as UTF-8") from error
+        raise ConfigError(f"{path}: not UTF-8 text; save it as UTF-8") from error
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: is not valid YAML ({' '.join(str(error).split())})") from error
+        raise ConfigError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
     if values is None:
         return {}
     if not isinstance(values, dict):

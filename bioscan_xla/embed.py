@@ -1,7 +1,7 @@
 """Embed sequences into a LanceDB table: `python -m bioscan_xla.embed --input FILES --db FOLDER`.
 
-Input: options. Output: the table, `rejected.parquet` beside it, and a summary. Invariants: run
-again after any interruption, it goes on where the table ends.
+Input: options. Output: the table, `rejected.parquet` beside it, and a summary. Invariants: after
+any interruption, running the same command again resumes where the table ends.
 """
 
 import sys
@@ -32,17 +32,17 @@ def run_embedding_pipeline(
         **options: any other field of `bioscan_xla.options.EmbedConfig`.
 
     Returns:
-        `sequences_processed` (records read, those set aside included), `embeddings_generated`,
-        `errors` (records set aside), `total_rows` and `vector_count` (in the table),
+        `sequences_processed` (records read, including rejected ones), `embeddings_generated`,
+        `errors` (records rejected), `total_rows` and `vector_count` (in the table),
         `avg_vector_length` (numbers in a vector), `sample_vector_norm` (mean Euclidean norm of
         some vectors of the table), `seconds`, `sequences_per_second`, `useful_tokens_per_second`,
         `useful_token_fraction`, `windowed` (sequences of several windows), `distinct`, `compiles`,
         `model_flop_utilisation` (None where the device's peak is unknown), `cleaned`, `rejected`
         (by code), `interrupted`, `fingerprint`, `already_done` (records that an earlier run
-        embedded or set aside), `usable` (records of the input that the table now has).
+        embedded or rejected), `usable` (records of the input that the table now has).
 
     Raises:
-        BioscanError: one of its kinds, each with what, where and the remedy.
+        BioscanError: a subclass; the message says what happened, where, and what to do.
     """
     options = accept_old_names(options, "run_embedding_pipeline")
     check_keys(EmbedConfig, list(options), "run_embedding_pipeline")
@@ -61,13 +61,13 @@ def run_embedding_pipeline(
 
 
 def embed(config: EmbedConfig, commit_by_time: bool = True) -> dict[str, Any] | None:
-    """Run a config; None after a dry run, else what `run_embedding_pipeline` returns.
+    """Run a config; returns None after a dry run, else what `run_embedding_pipeline` returns.
 
-    `failure` besides is the error of files that could not be read to their end, or None.
+    The key `failure` is added: the error for files that could not be read in full, or None.
     """
     from .reads.inputs import expand_inputs
 
-    expand_inputs(config.input)  # what is missing is said before anything heavy is imported
+    expand_inputs(config.input)  # reports missing files before the heavy imports
     if config.dry_run:
         from .planning.dry_run import describe_embedding
 
@@ -100,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _work,
         arguments,
         "python -m bioscan_xla.embed",
-        on_second_signal="left at once; what was committed is kept. Run the same command to go on",
+        on_second_signal="stopped at once; committed rows are kept. Run the same command to resume",
         demo={"input": SAMPLE, "db": "demo/embeddings.db", "model": "bioscan-small"},
         demo_note="No options given: embedding the built-in sample (demo/sample.parquet) with the "
         "shipped encoder bioscan-small into demo/embeddings.db. Your own data: "

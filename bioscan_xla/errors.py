@@ -1,8 +1,8 @@
-"""The few errors a user can cause; every message says what happened, where, and the remedy."""
+"""The errors a user can cause; every message says what happened, where, and what to do."""
 
 
 class BioscanError(Exception):
-    """Base of all errors that a user of bioscan_xla can cause and mend."""
+    """Base of all errors that a user of bioscan_xla can cause and fix."""
 
 
 class InputError(BioscanError, ValueError):
@@ -14,11 +14,11 @@ class ConfigError(BioscanError, ValueError):
 
 
 class ModelError(BioscanError, ValueError):
-    """A model or adapter cannot be found, is of another family, or would need unsafe loading."""
+    """A model or adapter is not found, is of another family, or would need unsafe loading."""
 
 
 class DeviceError(BioscanError, RuntimeError):
-    """The device that was asked for is not usable on this machine."""
+    """The requested device is not usable on this machine."""
 
 
 class TableError(BioscanError, RuntimeError):
@@ -26,9 +26,9 @@ class TableError(BioscanError, RuntimeError):
 
 
 class SyncError(BioscanError, RuntimeError):
-    """A copy between two places cannot begin, broke off, or is not the same afterwards."""
+    """A copy cannot start, was interrupted, or differs from its source afterwards."""
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, without the lines behind the first."""
+    """The first line of an error's message."""
     return (str(error) or type(error).__name__).strip().splitlines()[0][:300]

@@ -17,7 +17,7 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
     """Run a config; see `train.finetune`."""
     from .reads.inputs import expand_inputs
 
-    expand_inputs(config.train)  # what is missing is said before anything heavy is imported
+    expand_inputs(config.train)  # reports missing files before the heavy imports
     choose_backend(config.device)
     from .training.run import finetune as run
 
@@ -25,9 +25,9 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
 
 
 def choose_backend(device: str) -> None:
-    """Tell accelerate, before it is imported, whether it is to use torch_xla.
+    """Tell accelerate, before it is imported, whether to use torch_xla.
 
-    It takes every torch_xla that is installed for a device unless it is told not to.
+    Otherwise it uses torch_xla whenever it is installed.
     """
     from .encode.runtime import choose
 
@@ -50,12 +50,12 @@ def run_finetuning_pipeline(
     Args:
         training_data_path: files, globs, folders, URLs.
         model_output_path: folder for the model.
-        eval_data_path: labelled sequences to evaluate on; None holds out a part of training.
+        eval_data_path: labelled sequences to evaluate on; None holds out part of the training data.
         num_epochs: passes over the training sequences.
-        batch_size: sequences a step.
-        learning_rate: peak.
+        batch_size: sequences per step.
+        learning_rate: peak learning rate.
         use_wandb: report to Weights & Biases; a failure there never stops training.
-        wandb_project: where.
+        wandb_project: the project there.
         **options: any other field of `bioscan_xla.options.FinetuneConfig`.
 
     Returns:
@@ -64,7 +64,7 @@ def run_finetuning_pipeline(
         `compiles`, `interrupted`, `process_index`.
 
     Raises:
-        BioscanError: one of its kinds, each with what, where and the remedy.
+        BioscanError: a subclass; the message says what happened, where, and what to do.
     """
     check_keys(FinetuneConfig, list(options), "run_finetuning_pipeline")
     return finetune(
@@ -83,9 +83,9 @@ def run_finetuning_pipeline(
 
 
 def summary(result: dict[str, Any]) -> str:
-    """What a person wants to know at the end."""
+    """The summary printed at the end."""
     if result["interrupted"]:
-        return "interrupted; a checkpoint is saved. Run the same command to go on"
+        return "interrupted; a checkpoint is saved. Run the same command to resume"
     lines = [f"{result['num_epochs']} epochs, last loss {_last_loss(result):.4f}"]
     figures = result["evaluation"]
     if figures:
@@ -125,7 +125,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _work,
         arguments,
         "launch/finetune.py",
-        on_second_signal="left at once; run the same command to go on from the last checkpoint",
+        on_second_signal="stopped at once; run the same command to resume from the last checkpoint",
         demo={
             "train": SAMPLE,
             "output": "demo/classifier",

@@ -1,7 +1,7 @@
 """Will it fit, and how fast can it be: `python -m bioscan_xla.plan embed --topology v5e-8`.
 
 Input: options of a run. Output: a table or JSON. Traces the programs that the run would compile,
-has Google's TPU compiler compile them for a TPU that is not there, and adds up what it says.
+compiles them with Google's TPU compiler on a machine without a TPU, and sums up its figures.
 """
 
 import json
@@ -14,7 +14,7 @@ from .options import EmbedConfig, PlanEmbeddingConfig, PlanFinetuningConfig
 
 _USAGE = """usage: python -m bioscan_xla.plan embed|finetune [--topology v5e-8] [--json] [OPTIONS]
 
-Compile the programs of a run for a TPU that is not there. OPTIONS are those of
+Compile the programs of a run for a TPU; no TPU is needed. OPTIONS are those of
 python -m bioscan_xla.embed, or of launch/finetune.py; `plan embed --help` lists them."""
 
 

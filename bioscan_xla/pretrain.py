@@ -17,7 +17,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
     """Run a config; see `training.pretraining.pretrain`."""
     from .reads.inputs import expand_inputs
 
-    expand_inputs(config.input)  # what is missing is said before anything heavy is imported
+    expand_inputs(config.input)  # reports missing files before the heavy imports
     from .training.pretraining import pretrain as run
 
     return run(config)
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _work,
         arguments,
         "python -m bioscan_xla.pretrain",
-        on_second_signal="left; run the same command to go on from the last checkpoint",
+        on_second_signal="stopped; run the same command to resume from the last checkpoint",
     )
 
 

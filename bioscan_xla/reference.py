@@ -1,4 +1,4 @@
-"""Look after a reference: `python -m bioscan_xla.reference check DB|FILE`.
+"""Check a reference: `python -m bioscan_xla.reference check DB|FILE`.
 
 Input: a database made by embed, or labelled FASTA or Parquet. Output: `problems.tsv`,
 `coverage.tsv` and a page of both, `index.html`. Invariants: the reference is only read.

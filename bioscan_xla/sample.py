@@ -2,8 +2,8 @@
 
 `python -m bioscan_xla.sample FOLDER` writes `sample.parquet`, `query.fasta` and `model/`.
 
-The sequences are simulated: along a small taxonomy of real deep-sea names, substitutions are
-drawn on every branch, so that near relatives have near sequences. They are not real records.
+The sequences are simulated, not real records: substitutions are drawn along the branches of a small
+taxonomy of real deep-sea names, so that close relatives have similar sequences.
 The model has the architecture and vocabulary of Nucleotide Transformer with random weights.
 """
 
@@ -87,7 +87,7 @@ def simulate(num_sequences: int = 400, seed: int = 0) -> pa.Table:
             start = int(rng.integers(0, len(bases) - length + 1))
             bases = bases[start : start + length]
         sequence = "".join(np.array(list("ACGT"))[bases])
-        if rng.random() < 0.1:  # a base the sequencer could not tell
+        if rng.random() < 0.1:  # a base the sequencer could not call
             place = int(rng.integers(0, len(sequence)))
             sequence = sequence[:place] + "N" + sequence[place + 1 :]
         rows.append(
@@ -110,7 +110,7 @@ def _mutate(bases: np.ndarray, share: float, rng: np.random.Generator) -> np.nda
 
 
 def write_sample(path: str | Path, num_sequences: int = 400, seed: int = 0) -> None:
-    """Write simulated records as Parquet; the last ones cannot be used, as in real files."""
+    """Write simulated records as Parquet; the last ones are unusable, as happens in real files."""
     table = simulate(num_sequences, seed)
     bad = table.slice(0, 2).to_pylist()
     bad[0] |= {"sequence_id": "SIM_EMPTY", "dna_sequence": ""}
@@ -140,7 +140,7 @@ def write_all(folder: Path, num_sequences: int = 400) -> None:
 
 
 def provide_demo(inputs: Sequence[str], model: str) -> None:
-    """Write the built-in sample and model if a demo asks for them and they are not there."""
+    """Write the built-in sample and model if a demo needs them and they do not exist."""
     folder = Path(SAMPLE).parent
     asked = list(inputs) == [SAMPLE] and model in (f"{folder}/model", "bioscan-small")
     if asked and not Path(SAMPLE).exists():

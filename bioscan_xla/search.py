@@ -1,7 +1,7 @@
 """Search a table with sequences: `python -m bioscan_xla.search --db DB ACGT...`.
 
-Input: sequences on the command line or a FASTA/FASTQ file. Output: the nearest rows, as text
-for people (`table`), CSV or JSON.
+Input: sequences on the command line or a FASTA/FASTQ file. Output: the nearest rows, as a readable
+table (`table`), CSV or JSON.
 """
 
 import base64
@@ -38,24 +38,24 @@ def search_sequences(
 
     Args:
         db: database folder or URL.
-        sequences: as people type them; they are cleaned as the reader cleans.
+        sequences: as typed; they are cleaned in the same way as input files.
         table: name of the table.
-        k: rows a sequence.
+        k: rows per sequence.
         where: SQL condition on the columns, such as `depth > 1000 AND phylum = 'Cnidaria'`.
         device: where the model runs.
         names: of the sequences; by default query_1, query_2, ...
-        model: where the model is now, if it was moved since the table was made.
-        adapter: where the adapter is now, if it was moved.
+        model: where the model is now, if it has moved since the table was made.
+        adapter: where the adapter is now, if it has moved.
 
     Returns:
-        One dict a row: `query`, `distance` (1 - cosine), and the columns of the table.
+        One dict per row: `query`, `distance` (1 - cosine), and the columns of the table.
 
     Raises:
         TableError: no such table, or the condition cannot be read.
         InputError: a sequence that cannot be used.
-        ModelError: the model that made the table is no longer where it was, or is another now.
+        ModelError: the model that made the table has moved or changed.
     """
-    # Imported at the call: what the command line does wrong is said before.
+    # Imported here so that command-line errors are reported first.
     from .encode.inference import embed_text
     from .table.embedding_function import load_as
     from .table.neighbours import open_table, read_fingerprint, search_vectors
@@ -75,13 +75,13 @@ def search_sequences(
 
 
 def read_queries(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Names and sequences from words that are sequences or FASTA/FASTQ files."""
+    """Names and sequences from arguments that are sequences or FASTA/FASTQ files."""
     names: list[str] = []
     sequences: list[str] = []
     for word in words:
         if os.path.exists(word):
             if format_of(word) == "parquet":
-                raise InputError(f"{word}: queries are read from FASTA or FASTQ")
+                raise InputError(f"{word}: queries must be FASTA or FASTQ")
             for record in read_sequences(word):
                 if record.problem:
                     raise InputError(f"{word}: record {record.header!r} has {record.problem}")
@@ -110,7 +110,7 @@ def _write(rows: list[dict], style: str) -> None:
 
 
 def _plain(value: Any) -> str:
-    """What JSON has no form for: dates and times as ISO 8601, bytes as base64, else as text."""
+    """Types that JSON lacks: dates and times as ISO 8601, bytes as base64, others as text."""
     if isinstance(value, bytes):
         return base64.b64encode(value).decode()
     return value.isoformat() if hasattr(value, "isoformat") else str(value)
@@ -118,9 +118,9 @@ def _plain(value: Any) -> str:
 
 def _print_table(rows: list[dict]) -> None:
     if not rows:
-        print("nothing found: the table has no rows, or none that --where lets through")
+        print("nothing found: the table has no rows, or none that match --where")
         return
-    # Columns that hold nothing in any row would only push the others off the screen.
+    # Leave out columns that are empty in every row.
     names = [name for name in _SHOWN if any(row.get(name) is not None for row in rows)]
     if not any(name in RANKS for name in names):
         names += [rank for rank in RANKS if any(row.get(rank) for row in rows)]
@@ -154,7 +154,7 @@ def _work(config: SearchConfig) -> int:
     try:
         _write(rows, config.format)
         sys.stdout.flush()
-    except BrokenPipeError:  # the reader of a pipe, such as `head`, has seen enough
+    except BrokenPipeError:  # the other end of a pipe, such as `head`, has closed
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 

@@ -1,4 +1,4 @@
-"""Leaving in order: the first SIGTERM or Ctrl-C asks, the second leaves at once."""
+"""Stopping cleanly: the first SIGTERM or Ctrl-C asks to stop, the second stops at once."""
 
 import logging
 import signal
@@ -12,7 +12,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Stop:
-    """Whether to stop, and which signal said so."""
+    """Whether to stop, and which signal asked for it."""
 
     event: threading.Event
     signal_number: int | None = None
@@ -23,7 +23,7 @@ def stop_on_signal() -> Iterator[Stop]:
     """The first signal sets `event`; the second raises KeyboardInterrupt."""
     stop = Stop(threading.Event())
     if threading.current_thread() is not threading.main_thread():
-        yield stop  # signals are the main thread's
+        yield stop  # only the main thread receives signals
         return
 
     def handle(number: int, frame: object) -> None:
@@ -32,7 +32,7 @@ def stop_on_signal() -> Iterator[Stop]:
         stop.signal_number = number
         stop.event.set()
         log.warning(
-            "%s: finishing what is begun and saving; once more leaves at once",
+            "%s: finishing the current work and saving; send it again to stop at once",
             signal.Signals(number).name,
         )
 

@@ -1,9 +1,9 @@
 """Copy data and tables between places: `python -m bioscan_xla.sync SOURCE DESTINATION`.
 
-Enters: two addresses (a folder, a mounted Drive, `gs://`, `s3://`, a remote of rclone). Leaves: the
-destination with all files of the source. Guaranteed: a LanceDB table at the destination is readable
-at every moment, because its manifests (`_versions`) come after the files that they name and go
-before them; nothing is deleted unless asked; what is there already is not copied again.
+Input: two addresses (a folder, a mounted Drive, `gs://`, `s3://`, an rclone remote). Output: the
+destination with all files of the source. Invariants: a LanceDB table at the destination is readable
+at all times, because its manifests (`_versions`) are copied after the files they name and deleted
+before them; nothing is deleted unless asked; files that are already there are not copied again.
 """
 
 import logging
@@ -36,18 +36,18 @@ def sync(
     """Bring a destination up to a source.
 
     Args:
-        source: a folder or a file here, a URL, or a remote of rclone (`drive:folder`).
-        destination: a folder, a URL or a remote; what a copied file is called stays the same.
-        delete: also delete at the destination what the source has not.
-        dry_run: only tell what would be done.
+        source: a local folder or file, a URL, or an rclone remote (`drive:folder`).
+        destination: a folder, a URL or a remote; a copied file keeps its name.
+        delete: also delete files at the destination that the source does not have.
+        dry_run: only report what would be done.
 
     Returns:
         `copied`, `bytes`, `kept` (there already), `deleted` (files), `to_copy`, `to_delete`
         (names), `seconds`, `engine`.
 
     Raises:
-        SyncError: source missing or empty, places inside each other, a transfer that failed, a
-            file that is not the same afterwards.
+        SyncError: the source is missing or empty, one place is inside the other, a transfer
+            failed, or a file differs afterwards.
     """
     started = time.monotonic()
     source, only = _check_places(source, destination)
@@ -56,10 +56,10 @@ def sync(
         source, only = _split(source)
         engine = open_engine(source, destination, only)
     if delete and only is not None:
-        raise SyncError(f"{only}: is one file; --delete is for folders")
+        raise SyncError(f"{only}: a single file; --delete works on folders only")
     ours = _list_source(engine)
     if not ours:
-        raise SyncError(f"{source}: is not there or holds no file; is the drive mounted?")
+        raise SyncError(f"{source}: does not exist or holds no files; is the drive mounted?")
     there = engine.files(at_source=False)
     both = [name for name in ours if there.get(name) == ours[name]]
     changed = set(engine.different(both)) if both else set()
@@ -115,12 +115,12 @@ def _check_places(source: str, destination: str) -> tuple[str, str | None]:
     """The source folder and, where a single file is meant, its name."""
     for address in (source, destination):
         if re.fullmatch(r"\w+://+", address):
-            raise SyncError(f"{address}: names no bucket")
+            raise SyncError(f"{address}: no bucket is named; add it")
     here, there = local_folder(source), local_folder(destination)
     only = None
     if here is not None:
         if not _exists(here):
-            raise SyncError(f"{source}: there is no such file or folder; is the drive mounted?")
+            raise SyncError(f"{source}: no such file or folder; is the drive mounted?")
         if here.is_file():
             source, only = str(here.parent), here.name
             here = here.parent
@@ -131,7 +131,7 @@ def _check_places(source: str, destination: str) -> tuple[str, str | None]:
             raise SyncError(f"{destination}: is a file; name a folder")
         if not there.parent.is_dir():
             raise SyncError(
-                f"{destination}: {there.parent} does not exist; is the drive mounted? Else make "
+                f"{destination}: {there.parent} does not exist; mount the drive, or create "
                 "that folder first"
             )
     ends = [
@@ -141,7 +141,7 @@ def _check_places(source: str, destination: str) -> tuple[str, str | None]:
     if ends[0] == ends[1]:
         raise SyncError(f"{source}: source and destination are the same place")
     if only is None and (ends[0].startswith(ends[1]) or ends[1].startswith(ends[0])):
-        raise SyncError(f"{source} and {destination}: one lies inside the other")
+        raise SyncError(f"{source} and {destination}: one is inside the other")
     return source, only
 
 
@@ -150,7 +150,7 @@ def _exists(path: Path) -> bool:
         path.stat()
     except (FileNotFoundError, NotADirectoryError):
         return False
-    except OSError as error:  # a mount whose program has died
+    except OSError as error:  # a dead mount
         raise SyncError(f"{path}: {error.strerror}; mount the drive again") from error
     return True
 
@@ -174,9 +174,9 @@ def _carry_out(engine: Engine, result: dict[str, Any]) -> None:
                 engine.copy(part, count)
             if wrong := engine.different(part) if part else []:
                 raise SyncError(
-                    f"{', '.join(wrong[:3])} ({len(wrong)} in all): not the same at the "
-                    "destination after the copy, or deleted at the source meanwhile; run the same "
-                    "command again"
+                    f"{', '.join(wrong[:3])} ({len(wrong)} in total): differ at the "
+                    "destination after the copy, or were deleted at the source meanwhile; run the "
+                    "same command again"
                 )
     for part in reversed(copy_order(result["to_delete"])):
         if part:
@@ -184,7 +184,7 @@ def _carry_out(engine: Engine, result: dict[str, Any]) -> None:
 
 
 def _counter(bar: tqdm, total: int) -> Callable[[int], None]:
-    """Counts bytes on the bar and, where no terminal shows it, in a log line a minute."""
+    """Counts bytes on a progress bar or, without a terminal, in a log line every minute."""
     done, logged = 0, time.monotonic()
 
     def count(more: int) -> None:
@@ -203,7 +203,7 @@ def _size(count: int) -> str:
 
 
 def summary(result: dict[str, Any], dry_run: bool) -> str:
-    """What a person wants to know at the end."""
+    """The summary printed at the end."""
     size = _size(result["bytes"])
     if dry_run:
         lines = [f"copy    {name}" for name in result["to_copy"][:_SHOWN]]
@@ -214,7 +214,7 @@ def summary(result: dict[str, Any], dry_run: bool) -> str:
             [
                 *lines,
                 f"would copy {len(result['to_copy']):,} files ({size}) and delete "
-                f"{len(result['to_delete']):,}; {result['kept']:,} are there already",
+                f"{len(result['to_delete']):,}; {result['kept']:,} are already there",
             ]
         )
     return (
@@ -237,7 +237,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _work,
         arguments,
         "python -m bioscan_xla.sync",
-        on_second_signal="left; run the same command to go on",
+        on_second_signal="stopped; run the same command to resume",
         positionals=("source", "destination"),
     )
 

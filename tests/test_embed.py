@@ -70,7 +70,7 @@ def test_vectors_and_metadata_arrive(sample, tmp_path, options, model_folder):
     assert result["fingerprint"]["dtype"] == "float32"
     assert Counter(row["reason"] for row in _rejected(tmp_path / "db")) == {
         "empty sequence": 1,
-        "character 'L' at base 3 is no nucleotide code": 1,
+        "character 'L' at base 3 is not a nucleotide code": 1,
     }
 
 
@@ -142,7 +142,7 @@ def test_corrupt_parquet_commits_what_came_before(tmp_path, options):
     start = footer.row_group(1).column(sequence_column).data_page_offset
     data[start : start + 40] = b"\xff" * 40
     path.write_bytes(data)
-    with pytest.raises(InputError, match=r"broken\.parquet: row group 1 breaks off after row 100"):
+    with pytest.raises(InputError, match=r"broken\.parquet: row group 1 is damaged after row 100"):
         run_embedding_pipeline(str(path), str(tmp_path / "db"), **options)
     assert len(_ids(tmp_path / "db")) == 100
 
@@ -208,7 +208,7 @@ def test_search_by_text_and_by_command(sample, tmp_path, options, capsys):
         assert search_main(words) == 0
         assert record["sequence_id"] in capsys.readouterr().out
     assert search_main(["--db", db, "ACGTEE"]) == 1
-    assert "no nucleotide" in capsys.readouterr().err
+    assert "not a nucleotide" in capsys.readouterr().err
 
 
 def test_unknown_option_names_the_nearest(sample, tmp_path):
@@ -271,7 +271,7 @@ def test_signal_commits_and_says_how_to_go_on(tmp_path, model_folder, options, n
     process.send_signal(number)
     output, errors = process.communicate(timeout=60)
     assert process.returncode == 128 + number, errors
-    assert "Run the same command to go on" in output
+    assert "Run the same command to resume" in output
     rows = _ids(db)
     assert 0 < len(rows) < 6000
     assert len(rows) == len(set(rows))

@@ -73,7 +73,7 @@ def test_a_few_vectors_that_are_not_finite_are_set_aside_for_this_model(
     with monkeypatch.context() as patch:
         patch.setattr(pipeline, "storable", spoiled)
         assert run(source, db, options["model"]) == 0
-    assert "5 records set aside in rejected.parquet: vector not finite (5)" in (
+    assert "5 records rejected (see rejected.parquet): vector not finite (5)" in (
         capsys.readouterr().out
     )
     assert [row["code"] for row in rejected(db)] == ["vector_not_finite"] * 5
@@ -105,7 +105,7 @@ def test_the_last_record_alone_does_not_accuse_the_model(tmp_path, options, monk
         (
             "protein.fasta",
             ">a\nMKLVEEF\n>b\nMEEPQSD\n",
-            "all 2 records of the input were set aside",
+            "all 2 records of the input were rejected",
         ),
         ("empty.fasta", "", "the input holds no record"),
         ("n.fasta", f">a\n{'N' * 30}\n", r"only n (1)"),
@@ -147,7 +147,7 @@ def test_a_file_that_fails_does_not_stop_the_next(tmp_path, model_folder, capsys
         output, errors = capsys.readouterr()
         assert again or "21 sequences embedded" in output
         last = errors[errors.rindex("error:") :]
-        assert "2 files could not be read to their end" in last
+        assert "2 files could not be read in full" in last
         assert "a.parquet" in last
         assert "m.fastq" in last
     assert stored(tmp_path / "db") == {f"s{row}": 1 for row in range(20)} | {"m": 1}

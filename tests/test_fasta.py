@@ -59,17 +59,17 @@ def test_letters_beyond_ascii_in_a_sequence_cost_that_record(place):
     chunks, error = read(place("a.fasta", content))
     assert error is None
     assert names(chunks) == ["a", "c"]
-    assert rejected(chunks) == {1: "character 'é' at base 51 is no nucleotide code"}
+    assert rejected(chunks) == {1: "character 'é' at base 51 is not a nucleotide code"}
 
 
 @pytest.mark.parametrize(
     ("name", "content", "told"),
     [
-        ("a.fasta", FASTQ, "holds FASTQ in spite of its name"),
-        ("a.fastq", FASTA, "holds FASTA in spite of its name"),
-        ("a.fasta", gzip.compress(FASTA), "is packed with gzip in spite of its name"),
-        ("a.fasta.gz", FASTA, "is not packed with gzip in spite of its name"),
-        ("a.fq.gz", gzip.compress(b"\xef\xbb\xbf" + FASTA), "holds FASTA"),
+        ("a.fasta", FASTQ, "contains FASTQ despite its name"),
+        ("a.fastq", FASTA, "contains FASTA despite its name"),
+        ("a.fasta", gzip.compress(FASTA), ": compressed with gzip despite its name"),
+        ("a.fasta.gz", FASTA, ": not compressed with gzip despite its name"),
+        ("a.fq.gz", gzip.compress(b"\xef\xbb\xbf" + FASTA), "contains FASTA"),
         ("a.fasta", b"\xef\xbb\xbf" + FASTA, ""),
         ("a.fasta", FASTA.replace(b"\n", b"\r\n"), ""),
         ("a.fasta", FASTA.replace(b"\n", b"\r"), ""),
@@ -94,14 +94,14 @@ def test_content_counts_and_not_the_name(place, caplog, name, content, told):
         ("a.fastq", FASTQ.decode().encode("utf-16-be"), "is UTF-16 text"),
         ("a.fasta", bytes(range(256)), "is binary"),
         ("a.fasta.gz", gzip.compress(gzip.compress(FASTA)), "gzip twice"),
-        ("a.fasta", bz2.compress(FASTA), "is packed with bzip2"),
-        ("a.fasta", b"PAR1....", "is a Parquet file. Let its name end in .parquet"),
+        ("a.fasta", bz2.compress(FASTA), "is compressed with bzip2"),
+        ("a.fasta", b"PAR1....", "is a Parquet file. Rename it to end in .parquet"),
         ("a.fasta", b"<!DOCTYPE html><html>404", "is a web page"),
         ("a.fasta.gz", gzip.compress(b"BAM\x01" + bytes(9)), "samtools fasta"),
-        ("a.fasta", b"ACGT\n" + FASTA, "line 1 ('ACGT') is no header. A FASTA record begins"),
+        ("a.fasta", b"ACGT\n" + FASTA, "line 1 ('ACGT') is not a header. A FASTA record begins"),
         ("a.fastq", b"s0\nACGT\n", "line 1 ('s0') should be a header that begins with @"),
         ("a.fastq", b"@s0\nACGT\nACGT\n+\nIIII\nIIII\n", "line 3 ('ACGT') should begin with +"),
-        ("a.fastq", b"@s0\nACGT", "breaks off. The last record is cut short: copy"),
+        ("a.fastq", b"@s0\nACGT", "is truncated. The last record is incomplete: copy"),
     ],
 )
 def test_what_a_file_is_instead_is_said(place, name, content, told):
@@ -110,7 +110,7 @@ def test_what_a_file_is_instead_is_said(place, name, content, told):
     assert not chunks
     assert str(error).startswith(f"{path}: ")
     assert told in str(error)
-    assert ("copy the file again" in str(error)) == ("cut short" in told)
+    assert ("copy the file again" in str(error)) == ("incomplete" in told)
 
 
 def test_a_quality_that_does_not_fit_costs_its_record(place):
@@ -141,7 +141,7 @@ def test_damaged_gzip_gives_what_is_whole_and_then_the_error(place, damage, chun
             "gzip",
         ),
         "checksum": (first + second[:-8] + bytes(8) + third, 9_999, "gzip checksum after record"),
-        "between": (first + second + b"oh" + third, 9_999, "gzip data behind bytes that are none"),
+        "between": (first + second + b"oh" + third, 9_999, "gzip data after other bytes"),
     }[damage]
     path = place("a.fasta.gz", content)
     chunks, error = read(path, options=ReadOptions(chunk_rows=chunk_rows))
@@ -172,7 +172,7 @@ def test_bytes_behind_the_gzip_cost_nothing(place, caplog, behind):
     chunks, error = read(place("a.fasta.gz", content), options=ReadOptions(chunk_rows=64))
     assert error is None
     assert len(kept(chunks)) == 300
-    assert f"has {len(behind)} bytes behind its gzip data" in caplog.text
+    assert f": {len(behind)} bytes after its gzip data were skipped" in caplog.text
 
 
 def test_records_across_blocks_and_long_lines(place):

@@ -66,7 +66,7 @@ def test_what_hosts_agree_on(tmp_path):
     first, second = (json.loads((tmp_path / f"{n}.json").read_text()) for n in (0, 1))
     assert first["flags"] == second["flags"] == [True, False]
     assert first["error"] == second["error"]
-    assert "the sequences: not the same on host 1 as on host 0" in first["error"]
+    assert "the sequences: host 1 differs from host 0" in first["error"]
     assert first["own"] == str(tmp_path / "first")
     assert first["is_left"]
     # The newest checkpoint and the best, no other; and nothing of it stays.
@@ -74,7 +74,7 @@ def test_what_hosts_agree_on(tmp_path):
         f"checkpoints/{name}/labels.json": name for name in ("best", "step_000000002")
     }
     assert not second["is_left"]
-    assert "another host of the TPU slice ended" in first["alone"]
+    assert "another host of the TPU slice stopped" in first["alone"]
 
 
 def start(options, **environment):

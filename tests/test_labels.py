@@ -240,4 +240,4 @@ def test_the_log_says_how_many_lineages_lost_names(tmp_path, caplog):
     schema = metadata_schema([str(path)], options)
     (chunk,) = read_chunks([str(path)], options, schema)
     assert chunk.metadata["phylum"].to_pylist() == ["Ciliophora", "Annelida", "Bacilli"]
-    assert "names that do not tell their rank: 1;" in caplog.text
+    assert "names whose rank is unclear: 1;" in caplog.text

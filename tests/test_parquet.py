@@ -80,8 +80,8 @@ def test_text_that_is_not_utf8_costs_nothing_but_itself(tmp_path):
     assert [name for _, _, name in kept(chunks)] == ["Fär"]
     assert chunks[0].metadata["species"].to_pylist() == ["Artémia"]
     assert rejected(chunks) == {
-        1: "character 'ÿ' at base 51 is no nucleotide code",
-        2: "depth 'ÿ' is no number",
+        1: "character 'ÿ' at base 51 is not a nucleotide code",
+        2: "depth 'ÿ' is not a number",
     }
     options = ReadOptions(keep=("station",))
     columns["station"] = odd_bytes(b"\xe4", b"y", b"z")
@@ -91,7 +91,7 @@ def test_text_that_is_not_utf8_costs_nothing_but_itself(tmp_path):
     columns["station"] = odd_bytes(b"\xe4", b"y", b"z").dictionary_encode()
     path = write(tmp_path / "c.parquet", columns)
     _, error = read(path, options=options)
-    assert f"{path}: row group 0 breaks off after row 0 (column 'station'" in str(error)
+    assert f"{path}: row group 0 is damaged after row 0 (column 'station'" in str(error)
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,7 @@ def test_nothing_near_and_ranks_in_capitals(tmp_path, caplog):
     assert "Name the right one with --columns" in str(error)
     _, error = read(write(tmp_path / "b.parquet", BASE | {"Species": ["x", "y"]}))
     assert error is None
-    assert "not read; to read them: --columns species=Species" in caplog.text
+    assert "ignored; to read them: --columns species=Species" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -223,7 +223,7 @@ def test_a_page_that_does_not_match_its_checksum(tmp_path):
     path.write_bytes(content)
     chunks, error = read(str(path))
     assert len(kept(chunks)) == 20
-    assert "row group 1 breaks off after row 20" in str(error)
+    assert "row group 1 is damaged after row 20" in str(error)
     assert "CRC" in str(error)
 
 
@@ -231,9 +231,9 @@ def test_a_page_that_does_not_match_its_checksum(tmp_path):
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        (f">a\n{GOOD}\n".encode(), "holds FASTA, not Parquet; let its name end in .fasta"),
-        (f"@a\n{GOOD}\n+\n{GOOD}\n".encode(), "holds FASTQ, not Parquet"),
-        (b"PAR1 and nothing", "is Parquet and cannot be opened"),
+        (f">a\n{GOOD}\n".encode(), "contains FASTA, not Parquet; rename it to end in .fasta"),
+        (f"@a\n{GOOD}\n+\n{GOOD}\n".encode(), "contains FASTQ, not Parquet"),
+        (b"PAR1 and nothing", "is a Parquet file that cannot be opened"),
         (b"something", "is not Parquet"),
         (b"", "cannot be read as Parquet"),
     ],

@@ -91,7 +91,7 @@ def _rejected(db):
 
 
 def _is_whole(db, source):
-    """Each usable record is in the table once, the others are set aside once."""
+    """Each usable record is in the table once, the others are rejected once."""
     wanted = pq.read_table(source)["sequence_id"].to_pylist()
     rows = _rows(db)
     assert rows["sequence_id"].to_pylist() == wanted[:1500]
@@ -246,7 +246,7 @@ def test_killed_driver_then_stopped_driver_then_the_rest(two_cpus, many, tmp_pat
     second.send_signal(signal.SIGTERM)
     output, errors = second.communicate(timeout=60)
     assert second.returncode == 128 + signal.SIGTERM, errors
-    assert "Run the same command to go on" in output
+    assert "Run the same command to resume" in output
     rows = _count(db)
     assert rows < 1500
     result = run_embedding_pipeline(str(many), str(db), engine="ray", **options)

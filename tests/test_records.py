@@ -97,17 +97,17 @@ def test_rules_work_together():
         (
             GOOD + "E",
             Code.NOT_A_NUCLEOTIDE,
-            "character 'E' at base 51 is no nucleotide code",
+            "character 'E' at base 51 is not a nucleotide code",
         ),
         (
             GOOD[:3] + "é" + GOOD,
             Code.NOT_A_NUCLEOTIDE,
-            "character 'é' at base 4 is no nucleotide code",
+            "character 'é' at base 4 is not a nucleotide code",
         ),
         (
             GOOD + "*",
             Code.NOT_A_NUCLEOTIDE,
-            "character '*' at base 51 is no nucleotide code",
+            "character '*' at base 51 is not a nucleotide code",
         ),
     ],
 )
@@ -146,7 +146,7 @@ def test_metadata_that_cannot_be(tmp_path):
     assert rejected(chunks) == {
         1: "longitude 400 is outside -180 to 180",
         2: "latitude -91 is outside -90 to 90",
-        3: "depth 'deep' is no number",
+        3: "depth 'deep' is not a number",
         6: "depth inf is not finite",
     }
     table = pa.concat_tables([chunk.metadata for chunk in chunks])

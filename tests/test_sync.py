@@ -166,7 +166,7 @@ def test_a_file_that_arrives_changed_is_told(database, tmp_path, monkeypatch, wi
         path.write_bytes(b"x" * path.stat().st_size)
 
     monkeypatch.setattr(kind, "copy", spoil)
-    with pytest.raises(SyncError, match="not the same at the destination"):
+    with pytest.raises(SyncError, match="differ at the destination"):
         sync(str(database), str(copy))
     # The manifests were held back: no reader meets the spoilt file.
     assert count_rows(copy) == 0
@@ -177,8 +177,8 @@ def test_what_cannot_be_is_refused(database, tmp_path, capsys):
     empty.mkdir()
     for source, destination, message in (
         (tmp_path / "gone", tmp_path / "copy", "no such file or folder; is the drive mounted"),
-        (empty, tmp_path / "copy", "holds no file; is the drive mounted"),
-        (database, tmp_path / "no" / "such" / "copy", "does not exist; is the drive mounted"),
+        (empty, tmp_path / "copy", "holds no files; is the drive mounted"),
+        (database, tmp_path / "no" / "such" / "copy", "does not exist; mount the drive"),
         (database, database, "the same place"),
         (database, database / "copy", "inside the other"),
         (database, database / "rejected.parquet", "is a file"),
@@ -448,7 +448,7 @@ def test_up_to_s3_and_down_again(s3, database, tmp_path, without_rclone):
     sync(address, str(tmp_path / "down"))
     assert content(tmp_path / "down") == content(database)
     assert count_rows(tmp_path / "down") == 120
-    with pytest.raises(SyncError, match="not there or holds no file"):
+    with pytest.raises(SyncError, match="does not exist or holds no files"):
         sync(f"{s3}/nothing", str(tmp_path / "nothing"))
 
 

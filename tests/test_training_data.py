@@ -152,7 +152,7 @@ def test_a_quotation_mark_in_a_name_swallows_no_line(tmp_path):
     ("content", "message"),
     [
         (b"a\tk__A\na\tk__B\n", "line 2 gives 'a' another lineage"),
-        (b"\x1f\x8b\x08\x00", "breaks off.*gzip data end too early"),
+        (b"\x1f\x8b\x08\x00", "is truncated.*gzip data end too early"),
         ("a\tk__A\n".encode("utf-16"), "UTF-16"),
         (b"\tk__A\n", "line 1 has no id"),
     ],

@@ -193,7 +193,7 @@ def _check_whole(path: str, values: np.ndarray) -> None:
 
 
 def _table_lines(path: str) -> Iterator[list[str]]:
-    """Cells of a TSV or CSV; comments are passed over, but not a header that begins with `#`."""
+    """Cells of a TSV or CSV; comments are skipped, but not a header that begins with `#`."""
     with open(path, encoding="utf-8-sig", newline="") as file:
         text = file.read(65536)
         file.seek(0)
@@ -220,7 +220,7 @@ def read_samples(paths: Sequence[str], names: Sequence[str]) -> list[Sample]:
         names: columns of the count table.
 
     Raises:
-        InputError: no file names any of the columns, or a position is no number.
+        InputError: no file names any of the columns, or a position is not a number.
     """
     tables = [_read_metadata(path) for path in paths]
     found: dict[str, dict[str, str]] = {}

@@ -305,7 +305,7 @@ def _facts(run: Mapping[str, Any]) -> list[tuple[str, str]]:
         "reference SHA-256": reference["content_hash"],
         "references left out": reference["left_out"] or None,
         "model": (run.get("model") or {}).get("model"),
-        "set aside": ", ".join(f"{why}: {n:,}" for why, n in run["rejected"].items()),
+        "rejected": ", ".join(f"{why}: {n:,}" for why, n in run["rejected"].items()),
         "versions": ", ".join(f"{name} {value}" for name, value in run["versions"].items()),
     }
     return [(name, str(value)) for name, value in told.items() if value]

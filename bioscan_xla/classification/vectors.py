@@ -44,7 +44,7 @@ def prepare_vectors(
         if config.candidates == "vector":
             raise ModelError(
                 "candidates by vector need a model: pass --model, or a reference table made by "
-                "embed, or take --candidates kmer"
+                "embed, or use --candidates kmer"
             )
         log.info("candidates are found by shared 8-mers; no model is used")
         return None, replace(reference, vectors=None)

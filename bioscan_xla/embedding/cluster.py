@@ -277,7 +277,7 @@ class Workers:
                     raise error.cause from None
                 raise DeviceError(
                     f"worker {task.member.number} failed{_where(task.chunk)}: {error.cause!r}; "
-                    "what was committed is kept: run again to go on"
+                    "what was committed is kept: run again to resume"
                 ) from error
             else:
                 if task.chunk is None:
@@ -327,7 +327,7 @@ class Workers:
         if task.deaths + 1 >= _ATTEMPTS:
             raise DeviceError(
                 f"{_ATTEMPTS} workers died{_where(task.chunk)}, the last with: {error}; is their "
-                "memory too small? What was committed is kept: run again to go on"
+                "memory too small? What was committed is kept: run again to resume"
             ) from error
         self._again.append(_Task(member, task.chunk, task.deaths + 1))
         if member.ready:
@@ -373,12 +373,12 @@ def _resources(device: str, count: int | None) -> tuple[str, dict[str, Any], int
     if device == "xla" and os.environ.get("PJRT_DEVICE", "").upper() != "CPU":
         raise ConfigError(
             f"device is xla, and the cluster's {len(nodes)} nodes have no TPU; wait until "
-            "a TPU host has joined, or take --device auto"
+            "a TPU host has joined, or use --device auto"
         )
     if device == "cuda":
         if not total["GPU"]:
             raise ConfigError(
-                f"device is cuda, and the cluster's {len(nodes)} nodes have no GPU; take --device "
+                f"device is cuda, and the cluster's {len(nodes)} nodes have no GPU; use --device "
                 "cpu or start the nodes with --num-gpus"
             )
         gpus = int(total["GPU"])

@@ -46,7 +46,7 @@ def run(
         commit_rows: commit when so many rows wait.
         commit_seconds: commit at least so often.
         max_sequences: stop after so many sequences.
-        max_errors: stop when more records than this were set aside.
+        max_errors: stop when more records than this were rejected.
         stop: set it from outside to finish early, with a commit.
         on_progress: called after each chunk.
         on_commit: called after each commit, on the writer's thread.
@@ -137,7 +137,7 @@ def limited(
         if max_errors is not None and errors > max_errors:
             last = chunk.rejected[-1]
             raise InputError(
-                f"{errors} records were set aside, more than max_errors {max_errors}; "
+                f"{errors} records were rejected, more than max_errors {max_errors}; "
                 f"the last is row {last.row} of {last.source}: {last.reason}. All are in "
                 "rejected.parquet beside the table"
             )

@@ -1,7 +1,7 @@
 """An embedding run, from a config to a table.
 
 Input: a config. Output: the table, `rejected.parquet` beside it, and the figures of the run.
-Invariants: run again after any interruption, it goes on where the table ends.
+Invariants: run again after any interruption, it resumes where the table ends.
 """
 
 import functools

@@ -24,7 +24,7 @@ def exit_status(config: EmbedConfig, result: dict[str, Any]) -> int:
 
 
 def summarise(config: EmbedConfig, result: dict[str, Any]) -> str:
-    """What a person wants to know at the end."""
+    """The summary printed at the end."""
     rejected = ", ".join(
         f"{Code(code).words} ({count:,})" for code, count in result["rejected"].items()
     )
@@ -35,7 +35,7 @@ def summarise(config: EmbedConfig, result: dict[str, Any]) -> str:
         share = _share(config)
         lines.append(
             f"nothing to do: every record of {share} is in table {config.table!r} of "
-            f"{config.db} ({result['total_rows']:,} rows) or was set aside"
+            f"{config.db} ({result['total_rows']:,} rows) or was rejected"
         )
         return "\n".join(lines)
     else:
@@ -53,9 +53,9 @@ def summarise(config: EmbedConfig, result: dict[str, Any]) -> str:
     if result["windowed"]:
         lines.append(f"{result['windowed']:,} sequences were longer than one window of the model")
     if result["errors"]:
-        lines.append(f"{result['errors']:,} records set aside in {_list(config)}: {rejected}")
+        lines.append(f"{result['errors']:,} records rejected (see {_list(config)}): {rejected}")
     if result["interrupted"]:
-        lines.append("interrupted; everything above is committed. Run the same command to go on")
+        lines.append("interrupted; everything above is committed. Run the same command to resume")
     elif result["total_rows"]:
         table = "" if config.table == "embeddings" else f" --table {config.table}"
         lines.append(f"next: python -m bioscan_xla.search --db {config.db}{table} FILE.fasta -k 5")
@@ -74,11 +74,11 @@ def _why_nothing_is_usable(config: EmbedConfig, result: dict[str, Any], rejected
         return "no usable sequence: the input holds no record; is it the right file?"
     if not result["sequences_processed"]:
         return (
-            "no usable sequence: every record of the input was set aside by an earlier run; see "
+            "no usable sequence: every record of the input was rejected by an earlier run; see "
             f"{_list(config)}"
         )
     return (
-        f"no usable sequence: all {result['errors']:,} records of {_share(config)} were set aside "
+        f"no usable sequence: all {result['errors']:,} records of {_share(config)} were rejected "
         f"({rejected}). Is this DNA or RNA, and is the right column named (--columns)?"
     )
 

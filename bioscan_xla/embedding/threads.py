@@ -41,13 +41,13 @@ class Outcome:
     Attributes:
         rows_read: records looked at, rejected ones included.
         embedded: rows committed.
-        rejected: records set aside by the reader, by code.
-        not_finite: records set aside because of the model.
+        rejected: records rejected by the reader, by code.
+        not_finite: records rejected because of the model.
         cleaned: records changed, by cleaning rule.
         totals: what was computed.
         norms: Euclidean norms of some of the last vectors.
         last_commit: when rows were last committed (`time.time()`), None before.
-        failure: files that could not be read to their end, or too many records set aside.
+        failure: files that could not be read to their end, or too many records rejected.
     """
 
     rows_read: int = 0
@@ -62,7 +62,7 @@ class Outcome:
 
     @property
     def num_rejected(self) -> int:
-        """Records set aside."""
+        """Records rejected."""
         return self.rejected.total() + self.not_finite
 
     def count(self, chunk: Chunk, norms: np.ndarray) -> None:

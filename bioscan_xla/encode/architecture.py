@@ -1,7 +1,7 @@
 """Small models with the architecture of Nucleotide Transformer, version 1, and random weights.
 
 Input: width, layers, heads. Output: a configuration, or a model folder in the Hugging Face format.
-Invariants: the same for the same seed.
+Invariants: the same seed gives the same weights.
 """
 
 from pathlib import Path
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def esm_config(hidden: int, layers: int, heads: int, max_tokens: int = 1000) -> "EsmConfig":
-    """Configuration of an ESM model as Nucleotide Transformer, version 1, has it."""
+    """Configuration of an ESM model like Nucleotide Transformer, version 1."""
     from transformers import EsmConfig
 
     return EsmConfig(
@@ -59,7 +59,7 @@ def write_model(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = EsmForMaskedLM(config)
-        # Untrained positions would only add noise to what the 6-mers say.
+        # Untrained positions would only add noise to the 6-mers.
         torch.nn.init.normal_(model.esm.embeddings.position_embeddings.weight, std=0.002)
     with no_bars():
         model.save_pretrained(folder)

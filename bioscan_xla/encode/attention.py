@@ -1,8 +1,9 @@
 """Attention inside the segments of packed rows, registered with transformers under one name.
 
-Enters: query, key and value of packed rows, and with them, as keywords that the model hands on,
-either `runs` (rows without filler: neighbouring segments of equal length) or `segments` (the
-segment number of every token, from which the mask is made on the device).
+Input: query, key and value of packed rows and, as keywords that the model passes through, either
+`runs` (rows without filler: neighbouring segments of equal length) or `segments` (the segment
+number of every token, to make the mask on the device). Output: attention states of the rows.
+Invariants: a token attends only to tokens of its own segment.
 """
 
 import torch
@@ -29,7 +30,7 @@ def _runs_attention(module, query, key, value, attention_mask, runs=None, scalin
     output = query.new_empty(tokens, heads, dim)
     start = 0
     for count, length in runs:
-        # Segments a tile: at least one, as many as keep the scores small on a CPU.
+        # Segments per tile: at least one, and few enough to keep the scores small on a CPU.
         most = count
         if query.device.type == "cpu":
             most = max(1, min(count, _SCORE_ELEMENTS // (heads * length * length)))
@@ -42,7 +43,7 @@ def _runs_attention(module, query, key, value, attention_mask, runs=None, scalin
             )
             if query.device.type == "cpu":
                 scores = torch.matmul(q, k.transpose(2, 3))
-                if scaling != 1:  # ESM has scaled the query already
+                if scaling != 1:  # ESM has already scaled the query
                     scores = scores * scaling
                 states = torch.matmul(torch.softmax(scores, -1), v)
             else:
@@ -66,7 +67,7 @@ def _segment_attention(
 
 
 def _no_mask(*args, **kwargs):
-    """Stands in for Hugging Face's mask code, which reads the mask back from the device."""
+    """Replaces Hugging Face's mask code, which copies the mask back from the device."""
     return None
 
 

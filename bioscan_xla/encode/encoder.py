@@ -1,8 +1,8 @@
 """The encoder: an ESM model on a device, and packed rows through it.
 
-Input: a model id or folder, and `Batch` records. Output: one float32 vector a segment, still on
-the device. Invariants: Hugging Face's own EsmModel computes it, attention stays inside a segment,
-and no step waits for the device.
+Input: a model id or folder, and `Batch` records. Output: one float32 vector per segment, still on
+the device. Invariants: the vectors are those of Hugging Face's EsmModel, attention stays inside a
+segment, and no step waits for the device.
 """
 
 import logging
@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Encoder:
-    """A loaded model with its way of pooling.
+    """A loaded model with its pooling.
 
     Attributes:
         model: the EsmModel, on the device, in evaluation mode.
@@ -47,10 +47,10 @@ class Encoder:
         max_tokens: the longest window, `<cls>` included.
         overlap_tokens: tokens that neighbouring windows of a long sequence share.
         fingerprint: all that decides what a vector is, as strings.
-        frames: reading frames that a vector is the mean over; see `packing.readings`.
+        frames: reading frames that a vector averages over; see `packing.readings`.
         strands: `given` or `both`.
-        token_vectors: (vocabulary, hidden) float32 where a token's state depends on the token
-            alone, so that a vector is a mean over rows of it; else None.
+        token_vectors: (vocabulary, hidden) float32 if a token's state depends only on the token,
+            so that a vector is a mean over its rows; else None.
     """
 
     model: EsmModel
@@ -65,7 +65,7 @@ class Encoder:
 
     @property
     def layout(self) -> Layout:
-        """How rows are shaped for it."""
+        """How rows are shaped for the device."""
         num_layers = 0 if self.token_vectors is not None else 1
         return layout(self.device.kind, self.device.num_devices, self.max_tokens, num_layers)
 
@@ -98,7 +98,7 @@ class Encoder:
 
     @torch.no_grad()
     def trace(self, batch: Batch) -> torch.Tensor:
-        """What `encode` computes, on XLA not yet begun."""
+        """What `encode` computes; on XLA, computation has not started."""
         if self.token_vectors is not None:
             ids, positions = (torch.from_numpy(a) for a in (batch.input_ids, batch.positions))
             return mean_of_rows(self.token_vectors, ids, positions, FIRST_POSITION)
@@ -113,10 +113,10 @@ class Encoder:
 
 
 def find_token_vectors(esm: EsmModel, device: Device, pooling: str) -> torch.Tensor | None:
-    """State of every token of a model in which it depends on the token alone.
+    """State of every token, for a model in which it depends only on the token.
 
-    None for other models, for poolings that are not the mean over all tokens, and for devices
-    where the ordinary way costs nothing.
+    None for other models, for poolings other than the mean over all tokens, and for devices
+    where the ordinary computation is as fast.
     """
     if device.kind != "cpu" or pooling != "mean" or not is_bag(esm):
         return None
@@ -138,7 +138,7 @@ def forward_flops(config: Any, layers: int, tokens: int, squared: int) -> float:
 
 
 def check_options(config: Any, layer: int, overlap_tokens: int) -> int:
-    """The model's longest window in tokens; ConfigError for options that it cannot follow."""
+    """The model's longest window in tokens; ConfigError for options that it does not support."""
     max_tokens = config.max_position_embeddings - FIRST_POSITION
     if not 0 <= overlap_tokens < (max_tokens - 1) // 2 + 1:
         raise ConfigError(
@@ -152,7 +152,7 @@ def check_options(config: Any, layer: int, overlap_tokens: int) -> int:
 def choose_reading(
     config: Any, adapter: str | None, frames: int | None, strands: str | None
 ) -> tuple[int, str]:
-    """Frames and strands: as asked for, else as the adapter was trained, else as the model says."""
+    """Frames and strands: as requested, else as for the adapter's training, else the model's."""
     trained = adapter_reading(adapter) if adapter else {}
     frames = frames or trained.get("frames") or getattr(config, "frames", 1)
     strands = strands or trained.get("strands") or getattr(config, "strands", "given")
@@ -181,20 +181,20 @@ def load_encoder(
     Args:
         model: Hugging Face id or local folder of an ESM model with the 6-mer vocabulary.
         device: an opened device.
-        revision: commit of a hub model; None takes the hub's current one.
+        revision: commit of a hub model; None uses the hub's current one.
         adapter: folder or id of a PEFT adapter; it is merged into the weights.
         pooling: `mean`, `mean_no_special`, `cls` or `max`.
         layer: which hidden state is pooled: -1 the last, 0 the embeddings, k the output of
             layer k (numbered as Hugging Face's `hidden_states`).
         overlap_tokens: tokens that neighbouring windows of a long sequence share.
-        frames: 1 or 6, see `packing.readings`; None takes what the adapter was trained with, or
-            what the model's configuration says.
+        frames: 1 or 6, see `packing.readings`; None uses those of the adapter's training, or those
+            in the model's configuration.
         strands: `given` or `both`; None likewise.
         shard_parameters: on XLA, divide the weights over the mesh instead of replicating them.
 
     Raises:
-        ModelError: not found, another family, or only loadable by running code from the hub.
-        ConfigError: unknown pooling, no such layer, an overlap that leaves no progress.
+        ModelError: not found, of another family, or only loadable by running code from the hub.
+        ConfigError: unknown pooling, no such layer, or too large an overlap.
     """
     if pooling not in POOLINGS:
         raise ConfigError(f"pooling {pooling!r} is unknown; choose one of {', '.join(POOLINGS)}")

@@ -1,8 +1,8 @@
-"""The fingerprint: all that decides what a vector is, as strings, and how two of them compare.
+"""The fingerprint: everything that determines a vector, as strings, and its comparison.
 
 Input: loaded weights; two fingerprints. Output: hashes; the keys that differ, and those that only
-one side knows. Invariants: models are told apart by every byte of their weights. Where a model
-lies is written down as a hint and never compared, so a moved model is the same model.
+one side has. Invariants: every byte of the weights counts. A model's location is recorded as a hint
+and never compared, so a moved model is the same model.
 """
 
 import hashlib
@@ -15,19 +15,19 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 VECTORS_VERSION = "1"
-"""Raise it by hand whenever the same model with the same options gives other vectors."""
+"""Increase by hand whenever the same model with the same options gives other vectors."""
 
 TOKENIZER = "6-mer-4105"
-"""Names the built-in vocabulary. No other is ever used: a model that brings one is refused."""
+"""Names the built-in vocabulary, the only one used: a model with another is refused."""
 
 HINTS = ("model", "revision", "adapter", "version")
-"""Where the model was and which release wrote the fingerprint: kept to be shown."""
+"""Where the model was and which release wrote the fingerprint: for messages only."""
 
 BEFORE = {"vectors": "1", "frames": "1", "strands": "given"}
-"""What is true of a fingerprint that does not have the key, because it is from before the key."""
+"""Values for fingerprints that predate a key."""
 
 _EXACT = {"weights_sha256": "weights", "adapter_sha256": "adapter_hash"}
-"""Hashes over all bytes, and the sampled ones that stand in for them in older fingerprints."""
+"""Hashes over all bytes, and the sampled hashes that older fingerprints have instead."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,8 @@ class Comparison:
     """How two fingerprints compare.
 
     Attributes:
-        different: keys that both know and that differ.
-        unknown: keys that only one of them knows.
+        different: keys that both have and that differ.
+        unknown: keys that only one of them has.
     """
 
     different: tuple[str, ...]
@@ -46,9 +46,9 @@ class Comparison:
 def hash_tensors(tensors: Iterable[tuple[str, "Tensor"]]) -> str:
     """SHA-256 over the names, types, shapes and all bytes of tensors on the host.
 
-    The tensors are hashed in memory, as they were loaded: no file is read a second time, and the
-    result does not depend on how the weights were divided into files. One hash a tensor, several
-    at a time, then one over these.
+    The tensors are hashed in memory, as loaded: no file is read twice, and the result does not
+    depend on how the weights were divided into files. One hash per tensor, several at a time,
+    then one hash over these.
     """
     import torch
 
@@ -64,7 +64,7 @@ def hash_tensors(tensors: Iterable[tuple[str, "Tensor"]]) -> str:
 
 
 def compare(one: Mapping[str, str], other: Mapping[str, str]) -> Comparison:
-    """Compare by what both fingerprints know.
+    """Compare the keys that both fingerprints have.
 
     Example:
         >>> old = {"layer": "-1", "weights": "ab12"}

@@ -1,9 +1,10 @@
-"""The hosts of one TPU slice that train together: what they agree on, over gloo.
+"""Coordination, over gloo, of the hosts of one TPU slice that train together.
 
-Every host runs the same program on the same batch, of which each TPU takes its rows, and so holds
-the same weights and figures. Only the first host's folder is kept; the others write what it
-writes into a folder of their own that goes when they end, because a host that leaves out work
-that its neighbours do would leave them waiting. On one host nothing here does anything.
+Input: flags, options and folders of each host. Output: values that all hosts share.
+Invariants: every host runs the same program on the same batch, of which each TPU takes its rows, so
+all have the same weights and figures. Only the first host's folder is kept; the others write the
+same files into a temporary folder, because a host that skipped work would leave the rest waiting.
+With a single host nothing here has any effect.
 """
 
 import contextlib
@@ -30,10 +31,10 @@ def in_any(device: Device, flags: list[bool]) -> list[bool]:
 
 
 def check_same(device: Device, what: str, *parts: str) -> None:
-    """Refuse to train where hosts differ: each would compute its part of another batch.
+    """Refuse to train if hosts differ: each would compute its part of a different batch.
 
     Raises:
-        ConfigError: on every host; names those whose `parts` are not the first host's.
+        ConfigError: on every host; names those whose `parts` differ from the first host's.
     """
     if device.process_count == 1:
         return
@@ -43,16 +44,16 @@ def check_same(device: Device, what: str, *parts: str) -> None:
         distributed.all_gather_object(found, digest)
     if others := [str(host) for host, theirs in enumerate(found) if theirs != found[0]]:
         raise ConfigError(
-            f"{what}: not the same on host {', '.join(others)} as on host 0; give all hosts of the "
+            f"{what}: host {', '.join(others)} differs from host 0; give all hosts of the "
             "slice the same command and the same files"
         )
 
 
 @contextlib.contextmanager
 def own_folder(device: Device, folder: str) -> Iterator[str]:
-    """The folder on the first host; on the others one that goes, with the first's checkpoints.
+    """The folder on the first host; on the others a temporary one with the first's checkpoints.
 
-    Only the first host's disk has to outlive the machines: it gives its checkpoints to all.
+    Only the first host's disk must be permanent: it sends its checkpoints to the others.
     """
     if device.process_count == 1:
         yield folder
@@ -84,8 +85,8 @@ def _all_answer() -> Iterator[None]:
         yield
     except RuntimeError as error:
         raise DeviceError(
-            "another host of the TPU slice ended or does not answer; its own messages say why. "
-            f"Start all hosts again to go on from the last checkpoint ({error})"
+            "another host of the TPU slice stopped or does not respond; its own log says why. "
+            f"Start all hosts again to resume from the last checkpoint ({error})"
         ) from error
 
 

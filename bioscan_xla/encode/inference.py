@@ -1,7 +1,7 @@
-"""Sequences through the encoder: identical ones once, vectors back in the order they came.
+"""Runs sequences through the encoder: identical ones once, vectors in input order.
 
-Enters: jobs (lists of sequences). Leaves: each job with its (sequences, hidden) float32 vectors,
-in the order of the jobs. Guaranteed: one vector a sequence, the same whatever its neighbours.
+Input: jobs (lists of sequences). Output: each job with its (sequences, hidden) float32 vectors, in
+the order of the jobs. Invariants: one vector per sequence, whatever its neighbours in the batch.
 """
 
 import itertools
@@ -21,11 +21,11 @@ from .encoder import Encoder
 from .packing import Batch, Layout, Packer, Totals, Window, cut_windows, readings
 
 T = TypeVar("T")
-_IN_FLIGHT = 2  # batches given to the device before the oldest result is asked for
+_IN_FLIGHT = 2  # batches sent to the device before the oldest result is fetched
 
 
 class SegmentEncoder(Protocol):
-    """What gives the vectors of a batch's segments; an `Encoder` does."""
+    """Computes the vectors of a batch's segments, as an `Encoder` does."""
 
     @property
     def layout(self) -> Layout: ...  # noqa: D102
@@ -43,11 +43,11 @@ class Job(Generic[T]):
     """Sequences that belong together, and their vectors while they come in.
 
     Attributes:
-        item: what the caller knows the job by.
+        item: the caller's reference to the job.
         inverse: (sequences,) which distinct sequence each is.
         windows: all windows of the distinct sequences.
         num_windows: (distinct,) windows of each.
-        missing: (distinct,) windows that are not computed yet.
+        missing: (distinct,) windows not computed yet.
         weights: (distinct,) tokens computed so far, of sequences of several windows.
         num_windowed: sequences that took more than one window.
         vectors: (distinct, hidden) float32, made when the job starts.
@@ -79,7 +79,7 @@ def prepare(
 
     Args:
         number: of the job.
-        item: what the caller knows the job by.
+        item: the caller's reference to the job.
         sequences: cleaned.
         max_tokens: the model's longest window.
         overlap: tokens that neighbouring windows of a long sequence share.
@@ -97,7 +97,7 @@ def prepare(
     num_windowed = 0
     for at, texts in enumerate(readings(list(distinct), frames, strands)):
         cut = cut_windows(tokenize(texts), number, max_tokens, overlap)
-        if at:  # a sequence shorter than its frame is not read in it
+        if at:  # a sequence shorter than its frame offset is skipped
             cut = [window for window in cut if len(window.tokens)]
         owners = np.fromiter((window.owner[1] for window in cut), np.int64, len(cut))
         here = np.bincount(owners, minlength=len(distinct))
@@ -110,7 +110,7 @@ def prepare(
 
 
 def prepare_for(encoder: Encoder, number: int, item: T, sequences: Sequence[str]) -> Job[T]:
-    """`prepare`, as an encoder reads sequences."""
+    """`prepare` with an encoder's settings."""
     return prepare(
         number,
         item,
@@ -133,9 +133,9 @@ def run_jobs(
     Args:
         encoder: the loaded model.
         jobs: numbered from 0 in their windows, as `prepare` makes them.
-        totals: is added to.
-        should_stop: asked after every batch; once True, what is on the device is finished and
-            nothing more is begun.
+        totals: updated in place.
+        should_stop: called after every batch; once True, batches on the device are finished and
+            no more are started.
 
     Yields:
         (item, vectors, ready) in the order of the jobs: vectors (sequences, hidden) float32, and
@@ -192,7 +192,7 @@ def run_jobs(
 def _accept(
     job: Job, places: list[tuple[int, int, Window]], values: np.ndarray, pooling: str
 ) -> None:
-    """Put the vectors of one job's windows where they belong; values (rows, segments, hidden)."""
+    """Store the vectors of one job's windows; values (rows, segments, hidden)."""
     rows, segments, indices, tokens = (
         np.fromiter(numbers, np.int64, len(places))
         for numbers in (
@@ -206,7 +206,7 @@ def _accept(
     job.vectors[indices[whole]] = values[rows[whole], segments[whole]]
     several = np.flatnonzero(~whole)
     if pooling != "max":
-        # The token-weighted mean over the windows; in their order, so that it is always the same.
+        # The token-weighted mean over the windows, in a fixed order, so that it is reproducible.
         parts = values[rows[several], segments[several]]
         parts *= tokens[several, None].astype(np.float32)
         owners = torch.from_numpy(indices[several])
@@ -241,7 +241,7 @@ def embed_sequences(encoder: Encoder, sequences: Sequence[str]) -> np.ndarray:
 
 
 def embed_text(encoder: Encoder, texts: Sequence[str]) -> np.ndarray:
-    """Vectors of sequences as people type them: cleaned first, (sequences, hidden) float32.
+    """Vectors of sequences as typed: cleaned first, (sequences, hidden) float32.
 
     Raises:
         InputError: one cannot be used; the message says which and why.

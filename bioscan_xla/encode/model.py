@@ -1,8 +1,7 @@
 """Load a model: its configuration, its weights, an adapter.
 
 Input: a model id or folder, an adapter. Output: an EsmModel on the host, and its hashes.
-Invariants: nothing that could run code is unpickled, and a model that is not wholly there is
-refused.
+Invariants: nothing that could run code is unpickled, and an incomplete model is refused.
 """
 
 import hashlib
@@ -50,44 +49,44 @@ def read_config(model: str, revision: str | None = None) -> EsmConfig:
     """Read a model's configuration; check that it can be used and has the built-in vocabulary.
 
     Raises:
-        ModelError: not found, broken, of another family, or with another vocabulary.
+        ModelError: not found, damaged, of another family, or with another vocabulary.
     """
     model = locate(model)
     folder = Path(model)
     is_id = not folder.is_absolute() and len(folder.parts) < 3 and not folder.parent.is_dir()
     if not folder.is_dir() and not (is_id or len(folder.parts) == 1):
-        raise ModelError(f"{model}: there is no such folder; check the path")
+        raise ModelError(f"{model}: no such folder; check the path")
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise ModelError(f"{model}: has no config.json; name the folder that holds the model")
     path = find_file(model, "config.json", revision)
     if path is None:
         raise ModelError(
-            f"model {model!r} is not a folder on this machine, and the hub did not give it; check "
-            "the id and the network (for a private model, set HF_TOKEN), or download it elsewhere "
-            "and pass its folder as --model FOLDER"
+            f"model {model!r} is not a folder on this machine, and could not be downloaded from "
+            "the hub; check the id and the network (for a private model, set HF_TOKEN), or "
+            "download it elsewhere and pass its folder as --model FOLDER"
         )
     raw = read_json(path)
     if raw.get("auto_map"):
         raise ModelError(
             f"model {model!r} can only be loaded by running code from its repository, which is "
-            "refused; take a Nucleotide Transformer of version 1"
+            "refused; use a Nucleotide Transformer of version 1"
         )
     if raw.get("model_type") != "esm" or raw.get("vocab_size") != len(VOCABULARY):
         raise ModelError(
             f"model {model!r} is {raw.get('model_type')!r} with {raw.get('vocab_size')} tokens; "
-            f"needed is 'esm' with the {len(VOCABULARY)} tokens of Nucleotide Transformer version 1"
+            f"needed: 'esm' with the {len(VOCABULARY)} tokens of Nucleotide Transformer version 1"
         )
     if raw.get("position_embedding_type", "absolute") != "absolute":
         raise ModelError(
-            f"model {model!r} has {raw['position_embedding_type']} positions; needed are the "
-            "absolute ones of Nucleotide Transformer version 1"
+            f"model {model!r} has {raw['position_embedding_type']} positions; they must be "
+            "absolute, as in Nucleotide Transformer version 1"
         )
     check_vocabulary(model, revision)
     try:
         config = EsmConfig.from_dict(raw)
         with torch.device("meta"), no_bars():
             EsmModel(config, add_pooling_layer=False)
-    except Exception as error:  # the library checks values in many places, each with its own error
+    except Exception as error:  # the library raises many kinds of error for bad values
         raise ModelError(
             f"{path}: no model can be built from these values ({first_line(error)}); "
             "download the file again"
@@ -99,7 +98,7 @@ def load_model(model: str, dtype: torch.dtype, revision: str | None = None) -> E
     """Load an EsmModel that attends by packed segments (see `attention`), on the host.
 
     Raises:
-        ModelError: not found, another family, incomplete, or only loadable by running code.
+        ModelError: not found, of another family, incomplete, or only loadable by running code.
     """
     model = locate(model)
     esm = _load_weights(model, revision, read_config(model, revision), dtype)
@@ -108,7 +107,7 @@ def load_model(model: str, dtype: torch.dtype, revision: str | None = None) -> E
 
 
 def is_bag(esm: Any) -> bool:
-    """Whether a token's state depends on the token alone: no layers, and positions all zero."""
+    """Whether a token's state depends only on the token: no layers, and positions all zero."""
     positions = esm.embeddings.position_embeddings
     return (
         not len(esm.encoder.layer)
@@ -119,16 +118,16 @@ def is_bag(esm: Any) -> bool:
 
 
 def token_states(encoder: Any, num_tokens: int) -> torch.Tensor:
-    """State of every token of such a model, with or without adapter, (vocabulary, hidden)."""
+    """State of every token of such a model, with or without an adapter, (vocabulary, hidden)."""
     ids = torch.arange(num_tokens)[None]
     return encoder(input_ids=ids, position_ids=torch.zeros_like(ids)).last_hidden_state[0].float()
 
 
 @contextmanager
 def no_bars() -> Iterator[None]:
-    """Keep transformers from drawing a bar for each step of loading or writing weights.
+    """Hide the progress bars of transformers for loading and writing weights.
 
-    The hub's bars stay: a download of gigabytes should be seen.
+    The hub's bars stay: a download of gigabytes should show its progress.
     """
 
     def silent(factory: Any, args: tuple, options: dict[str, Any]) -> Any:
@@ -137,7 +136,7 @@ def no_bars() -> Iterator[None]:
     before = transformers.utils.logging.set_tqdm_hook(silent)
     try:
         with warnings.catch_warnings():
-            # Of a model without layers, whose contact head (never used) has no weights.
+            # For a model without layers, whose contact head (never used) has no weights.
             warnings.filterwarnings("ignore", "Initializing zero-element tensors")
             yield
     finally:
@@ -158,7 +157,7 @@ def _load_weights(
         ignore_mismatched_sizes=True,  # they are refused below, with names and shapes
     )
     verbosity = transformers.utils.logging.get_verbosity()
-    transformers.utils.logging.set_verbosity_error()  # the unused head is no news
+    transformers.utils.logging.set_verbosity_error()  # hides warnings about the unused head
     try:
         with no_bars():
             loaded: Any = EsmModel.from_pretrained(model, **options)
@@ -181,14 +180,14 @@ def _load_weights(
     for name, theirs, ours in sorted(report["mismatched_keys"]):
         raise ModelError(
             f"the weights of {model!r} do not fit its config.json: {name} has the shape "
-            f"{tuple(theirs)}, and {tuple(ours)} is needed; the two files are of different models"
+            f"{tuple(theirs)}, expected {tuple(ours)}; the two files belong to different models"
         )
     # Rotary tables and the contact head are not part of the forward pass.
     missing = sorted(key for key in report["missing_keys"] if "contact_head" not in key)
     if missing:
         raise ModelError(
-            f"the weights of {model!r} lack {', '.join(missing[:3])} ({len(missing)} in all); "
-            "a model with random weights in part is refused. Download it again"
+            f"the weights of {model!r} lack {', '.join(missing[:3])} ({len(missing)} in total); "
+            "a partly random model is refused. Download it again"
         )
     return esm
 
@@ -197,7 +196,7 @@ def attach_saved_adapter(esm: EsmModel, adapter: str | Path) -> Any:
     """Load an adapter beside the weights of a model, a PeftModel.
 
     Raises:
-        ModelError: it is not there, is broken, or does not fit the model.
+        ModelError: it does not exist, is damaged, or does not fit the model.
     """
     from peft import PeftModel
 
@@ -211,11 +210,11 @@ def attach_saved_adapter(esm: EsmModel, adapter: str | Path) -> Any:
             name, theirs, ours = found.groups()
             raise ModelError(
                 f"adapter {str(adapter)!r} does not fit the model: {name} has the shape {theirs}, "
-                f"and {ours} is needed; name the model that it was trained on as --model"
+                f"expected {ours}; pass the model that it was trained on as --model"
             ) from error
         raise ModelError(
             f"adapter {str(adapter)!r} could not be loaded onto the model ({first_line(error)}); "
-            "name the folder that holds adapter_config.json and adapter_model.safetensors"
+            "pass the folder that holds adapter_config.json and adapter_model.safetensors"
         ) from error
 
 
@@ -231,12 +230,12 @@ def merge_adapter(esm: EsmModel, adapter: str) -> tuple[Any, str]:
 
 
 def _hash_adapter(tuned: Any) -> str:
-    """A hash over an adapter's tensors and the factors they are added with."""
+    """A hash over an adapter's tensors and their scaling factors."""
     from peft import get_peft_model_state_dict
 
     tensors = dict(get_peft_model_state_dict(tuned, save_embedding_layers=False))
     for name, module in tuned.named_modules():
-        scaling = getattr(module, "scaling", None)  # by adapter; attention has a number there
+        scaling = getattr(module, "scaling", None)  # in attention it is a number
         for factor in scaling.values() if isinstance(scaling, dict) else ():
             tensors[f"{name} scaling"] = torch.tensor(float(factor))
     return hash_tensors(tensors.items())
@@ -254,7 +253,7 @@ def hash_weights(esm: EsmModel) -> str:
 
 
 def sample_hash(esm: EsmModel) -> str:
-    """A hash over the shapes and some values of every weight, as older tables recorded it."""
+    """A hash over the shapes and some values of every weight, as recorded by older tables."""
     digest = hashlib.sha256(json.dumps(esm.config.hidden_size).encode())
     for name, weight in sorted(_weights(esm)):
         flat = weight.detach().flatten()

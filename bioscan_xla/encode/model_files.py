@@ -1,7 +1,7 @@
 """The files of a model, on this machine or on the hub, before anything is loaded from them.
 
 Input: a model id or folder, an adapter. Output: paths, contents, the commit they come from.
-Invariants: a broken file, or another vocabulary than the built-in one, is refused with the name of
+Invariants: a damaged file, or a vocabulary other than the built-in one, is refused with the name of
 the file and the first difference.
 """
 
@@ -27,14 +27,14 @@ _SPECIAL = {
 
 
 SHIPPED = ("bioscan-small",)
-"""Models that come with the package."""
+"""Models shipped with the package."""
 
 READING = "reading.json"
 """File of an adapter's folder: the frames and strands that it was trained with."""
 
 
 def locate(model: str) -> str:
-    """The folder of a model that comes with the package; any other name as it is."""
+    """The folder of a model shipped with the package; any other name unchanged."""
     folder = Path(__file__).parents[1] / "weights" / model
     return str(folder) if model in SHIPPED and not Path(model).is_dir() else model
 
@@ -55,7 +55,7 @@ def find_file(model: str, name: str, revision: str | None) -> Path | None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file of a model; ModelError where it cannot be read or is no mapping."""
+    """A JSON file of a model; ModelError if it cannot be read or is not a mapping."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -64,15 +64,15 @@ def read_json(path: Path) -> dict[str, Any]:
         ) from error
     except ValueError as error:
         raise ModelError(
-            f"{path}: is not valid JSON ({first_line(error)}); download the file again"
+            f"{path}: not valid JSON ({first_line(error)}); download the file again"
         ) from error
     if not isinstance(content, dict):
-        raise ModelError(f"{path}: holds no JSON object; download the file again")
+        raise ModelError(f"{path}: not a JSON object; download the file again")
     return content
 
 
 def check_vocabulary(model: str, revision: str | None = None) -> None:
-    """Compare the vocabulary that a model brings with the built-in one, which is always used.
+    """Compare a model's vocabulary with the built-in one, which is always used.
 
     Raises:
         ModelError: they differ; the message names the file and the first difference.
@@ -106,7 +106,7 @@ def check_vocabulary(model: str, revision: str | None = None) -> None:
                     raise ModelError(_other_vocabulary(path, f"{key} is {word!r}, not {ours!r}"))
     if not compared:
         log.info(
-            "model %s brings no vocabulary; the one of Nucleotide Transformer is assumed", model
+            "model %s has no vocabulary file; that of Nucleotide Transformer is assumed", model
         )
 
 
@@ -120,16 +120,16 @@ def _compare_vocabulary(path: Path, theirs: dict[Any, Any]) -> None:
 
 def _other_vocabulary(path: Path, difference: str) -> str:
     return (
-        f"{path}: this is not the vocabulary of Nucleotide Transformer version 1: {difference}. "
-        "Every vector would be wrong; take the published file, or a model with its vocabulary"
+        f"{path}: not the vocabulary of Nucleotide Transformer version 1: {difference}. "
+        "Every vector would be wrong; use the published file, or a model with its vocabulary"
     )
 
 
 def check_safetensors(folder: Path) -> None:
-    """Compare the length of each safetensors file of a folder with what its header tells.
+    """Compare the length of each safetensors file of a folder with its header.
 
     Raises:
-        ModelError: one is cut off or no safetensors file; the message names it.
+        ModelError: one is truncated or not a safetensors file; the message names it.
     """
     for path in sorted(folder.glob("*.safetensors")):
         size = path.stat().st_size
@@ -141,18 +141,18 @@ def check_safetensors(folder: Path) -> None:
             end = max(v["data_offsets"][1] for k, v in tensors if k != "__metadata__")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ModelError(
-                f"{path}: its header is cut off or broken ({size:,} bytes); copy or download the "
-                "file again"
+                f"{path}: its header is truncated or damaged ({size:,} bytes); copy or download "
+                "the file again"
             ) from error
         if size != end + 8 + length:
             raise ModelError(
-                f"{path}: has {size:,} bytes, and its header tells of {end + 8 + length:,}; it was "
-                "cut off on the way. Copy or download the file again"
+                f"{path}: truncated, with {size:,} of the {end + 8 + length:,} bytes that its "
+                "header declares. Copy or download the file again"
             )
 
 
 def adapter_base(adapter: str) -> tuple[str | None, str | None]:
-    """The model that an adapter was trained on and its commit; None for what it does not say.
+    """The model that an adapter was trained on and its commit; None where not recorded.
 
     Args:
         adapter: folder of a PEFT adapter, output folder of fine-tuning, or an id on the hub.
@@ -165,7 +165,7 @@ def adapter_base(adapter: str) -> tuple[str | None, str | None]:
 
 
 def adapter_reading(adapter: str) -> dict[str, Any]:
-    """Frames and strands that an adapter was trained with; empty where it does not say."""
+    """Frames and strands that an adapter was trained with; empty if not recorded."""
     path = find_file(adapter_folder(adapter), READING, None)
     return read_json(path) if path else {}
 
@@ -173,11 +173,11 @@ def adapter_reading(adapter: str) -> dict[str, Any]:
 def resolve_base(model: str, revision: str | None, adapter: str | None) -> tuple[str, str | None]:
     """The model and the revision to load an adapter onto.
 
-    A model that nobody named (the default) is the one that the adapter was trained on. Where that
-    is the model, its recorded commit is taken unless another revision was asked for.
+    If no model was named, it is the one that the adapter was trained on. If that is the model,
+    its recorded commit is used unless another revision was requested.
 
     Raises:
-        ModelError: the folder of the model that the adapter was trained on is not there.
+        ModelError: the folder of the model that the adapter was trained on does not exist.
     """
     if not adapter:
         return model, revision
@@ -185,8 +185,8 @@ def resolve_base(model: str, revision: str | None, adapter: str | None) -> tuple
     if model == DEFAULT_MODEL and base:
         if Path(base).is_absolute() and not Path(base).is_dir():
             raise ModelError(
-                f"adapter {adapter!r} was trained on the model {base}, which is not there now; "
-                "name the folder where it is as --model FOLDER"
+                f"adapter {adapter!r} was trained on the model {base}, which no longer exists; "
+                "pass its folder as --model FOLDER"
             )
         model = base
     return model, revision or (commit if model == base and not Path(model).is_dir() else None)
@@ -201,11 +201,11 @@ def resolve_commit(model: str, revision: str | None) -> str:
 
 
 def absolute(name: str) -> str:
-    """A folder's full path; a model id as it is."""
+    """A folder's full path; a model id unchanged."""
     return str(Path(name).resolve()) if Path(name).is_dir() else name
 
 
 def adapter_folder(adapter: str) -> str:
-    """Where an adapter's files are: also inside the output folder of fine-tuning."""
+    """The folder of an adapter's files, also inside the output folder of fine-tuning."""
     inside = Path(adapter) / "adapter"  # of the output folder of fine-tuning
     return str(inside) if inside.is_dir() else adapter

@@ -1,8 +1,8 @@
 """oneDNN linear layers with reordered weights, for inference on a CPU.
 
-Enters: an EsmModel. Leaves: the same model, its linear layers replaced by modules that hold the
-weight once, in the block order oneDNN multiplies fastest. Guaranteed: same results within
-rounding; a machine without oneDNN keeps its layers.
+Input: an EsmModel. Output: the same model, its linear layers replaced by modules that hold the
+weight once, in the block order that oneDNN multiplies fastest. Invariants: same results within
+rounding; without oneDNN the layers stay as they are.
 """
 
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-_EXPECTED_TOKENS = 1024  # rows of activations that the weight's block order is chosen for
+_EXPECTED_TOKENS = 1024  # rows of activations for which the weight's block order is chosen
 
 
 class ReorderedLinear(nn.Module):
@@ -58,7 +58,7 @@ def reorder_linear_layers(model: Any) -> bool:
     """Replace the linear layers of an EsmModel's encoder in place.
 
     Returns:
-        Whether it was done: False where torch was built without oneDNN.
+        Whether it was done: False if torch was built without oneDNN.
     """
     if not torch.backends.mkldnn.is_available():
         return False

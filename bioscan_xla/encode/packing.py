@@ -1,8 +1,8 @@
 """Tokens to packed rows: long sequences into windows, windows end to end into rows.
 
-Enters: the tokens of sequences. Leaves: `Batch` records in which several windows share a row,
-positions restart at each, and `places` says which window lies where. Guaranteed: every window
-is in exactly one batch, and nothing is truncated.
+Input: the tokens of sequences. Output: `Batch` records in which several windows share a row,
+positions restart at each window, and `places` gives the place of each. Invariants: every window is
+in exactly one batch, and nothing is truncated.
 """
 
 import bisect
@@ -53,13 +53,13 @@ class Batch:
 
     @property
     def num_useful(self) -> int:
-        """Tokens that are no filler."""
+        """Tokens without filler."""
         return sum(len(window) for _, _, window in self.places)
 
 
 @dataclass
 class Totals:
-    """What was computed so far: tokens, rows of tokens, and operations."""
+    """Totals so far: tokens, rows of tokens, and operations."""
 
     sequences: int = 0
     distinct: int = 0
@@ -72,7 +72,7 @@ class Totals:
 
     @property
     def useful_fraction(self) -> float:
-        """Real tokens over computed ones; 1 before the first batch."""
+        """Real tokens over computed tokens; 1 before the first batch."""
         return self.useful_tokens / self.computed_tokens if self.computed_tokens else 1.0
 
     def add(self, other: "Totals") -> None:
@@ -106,7 +106,7 @@ class Layout:
 
     @property
     def is_static(self) -> bool:
-        """True where every batch has one of a few shapes."""
+        """True if every batch has one of a few shapes."""
         return self.max_segments is not None
 
 
@@ -131,13 +131,13 @@ def _shift(sequence: str, frame: int) -> str:
 
 
 def readings(sequences: Sequence[str], frames: int, strands: str) -> Iterator[list[str]]:
-    """The sequences as each frame and strand reads them, as they are first.
+    """The sequences in each reading frame and strand, unchanged ones first.
 
     Args:
         sequences: cleaned.
-        frames: 1 as they are; 6 also with the first 1 to 5 bases dropped, so that a 6-mer token
-            begins at every base. Behind an N, where tokens are counted anew, they are dropped too.
-        strands: `given`, or `both` for the reverse complement too.
+        frames: 1 leaves them as they are; 6 adds copies without the first 1 to 5 bases, so that a
+            6-mer token begins at every base. After an N, where tokens restart, likewise.
+        strands: `given`, or `both` to add the reverse complement.
     """
     yield from ([_shift(text, frame) for text in sequences] for frame in range(frames))
     if strands == "both":
@@ -212,7 +212,7 @@ def fill_rows(
 
 
 class Packer:
-    """Collects windows and gives out full batches; `flush` gives out the rest."""
+    """Collects windows into full batches; `flush` returns the rest."""
 
     def __init__(self, shape: Layout):
         """Start empty, with the layout of the device."""
@@ -225,7 +225,7 @@ class Packer:
         return self._emit(flush=False)
 
     def flush(self) -> Iterator[Batch]:
-        """Yield all that is left, the last batch possibly part empty."""
+        """Yield the rest; the last batch may be partly empty."""
         return self._emit(flush=True)
 
     def _emit(self, flush: bool) -> Iterator[Batch]:
@@ -242,7 +242,7 @@ class Packer:
         num_rows = self.layout.num_rows * (widths[-1] // width)
         limit = max(1, (self.layout.max_segments or 1) * width // widths[-1])
         rows = best_fit(self.pending, width, limit)
-        # Oldest job first, so that what waits for the next batch is never what waited already.
+        # Oldest job first, so that no window waits for a second batch.
         rows.sort(key=lambda row: min(window.owner[0] for window in row))
         whole = len(rows) if flush else len(rows) // num_rows * num_rows
         self.pending = [window for row in rows[whole:] for window in row]

@@ -1,4 +1,4 @@
-"""Peak speeds of TPUs by their data sheets, for utilisation and for plans.
+"""Peak speeds of TPUs from their data sheets, for utilisation and plans.
 
 Reference: https://cloud.google.com/tpu/docs/system-architecture-tpu-vm
 """
@@ -14,4 +14,4 @@ TPU_PEAK_FLOPS = {
 """bfloat16 FLOP/s of a device: a core of v2 and v3, a chip of the others."""
 
 TPU_NAMES = {"v5 lite": "v5e", "v5": "v5p", "v6 lite": "v6e"}
-"""What a device calls itself, where that is not the generation's name."""
+"""Names that devices report, if not the generation's name."""

@@ -1,7 +1,7 @@
-"""Token states to one vector a segment: the only place that pools. Pure functions.
+"""Token states to one vector per segment: the only place that pools. Pure functions.
 
-Enters: hidden states of packed rows and the segment number of every token. Leaves: one float32
-vector a segment. Filler tokens (segment -1) never contribute.
+Input: hidden states of packed rows and the segment number of every token. Output: one float32
+vector per segment. Invariants: filler tokens (segment -1) never contribute.
 """
 
 import torch
@@ -33,7 +33,7 @@ def pool(
         first_position: position number of a segment's first token.
 
     Returns:
-        (rows, num_segments, hidden), float32; zeros for segments that a row does not hold.
+        (rows, num_segments, hidden), float32; zeros for segments that a row lacks.
     """
     numbers = torch.arange(num_segments, device=segments.device, dtype=segments.dtype)
     if pooling == "max":
@@ -49,7 +49,7 @@ def pool(
     if pooling == "cls":
         member = member & is_cls
     elif pooling == "mean_no_special":
-        # A sequence of no tokens at all has only its <cls>: keep it rather than divide by zero.
+        # A sequence without tokens has only its <cls>: keep it rather than divide by zero.
         rest = member & ~is_cls
         member = torch.where(rest.any(-1, keepdim=True), rest, member)
     if num_segments > _MANY_SEGMENTS and hidden.device.type == "cpu":
@@ -62,7 +62,7 @@ def pool(
 def _sum_by_index(
     hidden: torch.Tensor, member: torch.Tensor, segments: torch.Tensor, num_segments: int
 ) -> torch.Tensor:
-    """The mean as `pool` gives it; the work does not grow with the number of segments."""
+    """The mean as in `pool`, at a cost independent of the number of segments."""
     used = member.any(1)  # (rows, tokens)
     rows = torch.arange(len(segments), device=segments.device)[:, None] * num_segments
     places = (rows + segments.long().clamp(min=0))[used]

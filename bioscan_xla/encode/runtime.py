@@ -1,8 +1,8 @@
 """The device: open it, put arrays on it, fetch results. The only file that imports torch_xla.
 
-Enters: a device name (`auto`, `xla`, `cuda`, `cpu`) and numpy arrays. Leaves: a `Device` record
-and numpy arrays. Guaranteed: XLA runs as one process a host with an SPMD mesh over all devices
-of it, or of the slice; the first axis of what is put is divided over the mesh axis `data`; a fetch
+Input: a device name (`auto`, `xla`, `cuda`, `cpu`) and numpy arrays. Output: a `Device` record and
+numpy arrays. Invariants: XLA runs as one process per host with an SPMD mesh over all devices of the
+host or the slice; the first axis of an array is divided over the mesh axis `data`; fetching
 compiles nothing.
 """
 
@@ -46,7 +46,7 @@ class Device:
         dtype: dtype of the weights and activations.
         mesh: the SPMD mesh on XLA, else None.
         num_devices: how many devices the batch is divided over.
-        why: one line that says why this device was taken.
+        why: one line that says why this device was chosen.
         process_index: which host of a TPU slice this is.
         process_count: hosts of the slice that compute together.
     """
@@ -67,7 +67,7 @@ class Device:
 
 
 def _cpu_has_bfloat16() -> bool:
-    """True where the processor multiplies bfloat16 natively (AVX512-BF16, AMX or Arm BF16)."""
+    """True if the processor multiplies bfloat16 natively (AVX512-BF16, AMX or Arm BF16)."""
     try:
         flags = Path("/proc/cpuinfo").read_text()
     except OSError:
@@ -83,7 +83,7 @@ def _has_tpu() -> bool:
 
 
 def _has_tpu_chip(devices: Path = Path("/sys/bus/pci/devices")) -> bool:
-    """True where a TPU is attached; v5e and later may show under /dev/vfio only, as others do."""
+    """True if a TPU is attached; v5e and later may appear only under /dev/vfio, as others do."""
     if any(Path("/dev").glob("accel[0-9]*")):
         return True
     google = (path.parent for path in devices.glob("*/vendor") if path.read_text() == "0x1ae0\n")
@@ -91,15 +91,15 @@ def _has_tpu_chip(devices: Path = Path("/sys/bus/pci/devices")) -> bool:
 
 
 def choose(name: str) -> tuple[str, str]:
-    """Kind of device that a name means here, and why; nothing is opened."""
+    """The kind of device that a name means on this machine, and why; nothing is opened."""
     if name not in DEVICES:
         raise ConfigError(f"device {name!r} is unknown; choose {', '.join(DEVICES)}")
     if name != "auto":
-        return name, "as asked"
+        return name, "as requested"
     if _has_tpu():
         return "xla", "a TPU was found"
     if torch.cuda.is_available():
-        return "cuda", "no TPU was found, but a CUDA GPU"
+        return "cuda", "a CUDA GPU was found, and no TPU"
     return "cpu", "neither a TPU nor a CUDA GPU was found"
 
 
@@ -110,14 +110,14 @@ def open_device(
 
     Args:
         name: `auto` (TPU, then CUDA, then CPU), `xla`, `cuda` or `cpu`.
-        dtype: `bfloat16` or `float32`; None takes bfloat16 on XLA and CUDA, and on a CPU that
+        dtype: `bfloat16` or `float32`; None uses bfloat16 on XLA and CUDA, and on a CPU that
             multiplies it natively.
         whole_slice: the caller runs the same steps on every host of a TPU slice; the hosts are
             joined by a gloo process group of torch.distributed.
 
     Raises:
         ConfigError: an unknown name or dtype.
-        DeviceError: the device is not usable here; the message says why.
+        DeviceError: the device is not usable on this machine; the message says why.
     """
     kind, why = choose(name)
     if dtype is None:
@@ -128,7 +128,7 @@ def open_device(
         device = _open_xla(DTYPES[dtype], why, whole_slice)
     elif kind == "cuda":
         if not torch.cuda.is_available():
-            raise DeviceError("no CUDA GPU is usable here; take --device cpu or --device auto")
+            raise DeviceError("no usable CUDA GPU here; use --device cpu or --device auto")
         device = Device(kind, torch.device("cuda"), DTYPES[dtype], None, 1, why)
     else:
         device = Device(kind, torch.device("cpu"), DTYPES[dtype], None, 1, why)
@@ -143,7 +143,7 @@ def _words(device: Device) -> str:
 
 
 def _open_xla(dtype: torch.dtype, why: str, whole_slice: bool) -> Device:
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # the compiler warns once a fusion
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # the compiler warns about every fusion
     try:
         import torch_xla
         import torch_xla.backends
@@ -152,34 +152,34 @@ def _open_xla(dtype: torch.dtype, why: str, whole_slice: bool) -> Device:
     except ImportError as error:
         raise DeviceError(
             f"torch_xla cannot be imported ({error}); it exists for Linux on x86-64 and pairs with "
-            "the torch of the same version. Take --device cpu or cuda elsewhere"
+            "the torch of the same version. Use --device cpu or cuda elsewhere"
         ) from error
     try:
         xr.use_spmd()  # must come before anything touches a device
         is_first = not torch_xla._XLAC._xla_computation_cache_is_initialized()
         if os.environ.get("PJRT_DEVICE", "").upper() != "CPU" and is_first:
-            # The CPU backend can write this cache but not read it back. It is set once a process.
+            # The CPU backend can write this cache but not read it back. It is set once per process.
             cache = os.environ.get("XLA_CACHE_DIR") or str(Path.home() / ".cache/bioscan_xla/xla")
             xr.initialize_cache(cache, readonly=False)
         hosts = xr.process_count()
         if hosts > 1 and not whole_slice:
-            # Each host would put its own batch where SPMD wants one batch of all: wrong vectors.
+            # Each host would supply its own batch where SPMD expects a shared one: wrong vectors.
             raise DeviceError(
-                f"this host is one of {hosts} of a TPU slice, and each host embeds "
-                "by itself; take slices of one host (v5e-8: ct5lp-hightpu-8t, 2x4) and share the "
+                f"this host is one of {hosts} of a TPU slice, but each host embeds "
+                "by itself; use slices of one host (v5e-8: ct5lp-hightpu-8t, 2x4) and share the "
                 "input by --process-index and --process-count, or by --engine ray"
             )
         count = xr.global_runtime_device_count()
         mesh = xs.Mesh(np.arange(count), (count,), ("data",))
         if dtype == torch.float32:
-            torch_xla.backends.set_mat_mul_precision("highest")  # a TPU multiplies bfloat16 else
+            torch_xla.backends.set_mat_mul_precision("highest")  # the default is bfloat16
         if hosts > 1 and not torch.distributed.is_initialized():
-            import torch_xla.distributed.xla_backend  # knows xla://
+            import torch_xla.distributed.xla_backend  # registers xla://
 
-            # Each host may have to download the model before it answers.
+            # Each host may have to download the model before it responds.
             patience = timedelta(hours=2)
             torch.distributed.init_process_group("gloo", "xla://", patience)
-            # Its threads would otherwise meet the end of the process, and sometimes abort it.
+            # Otherwise its threads outlive the interpreter and sometimes abort the process.
             atexit.register(torch.distributed.destroy_process_group)
         return Device("xla", torch_xla.device(), dtype, mesh, count, why, xr.process_index(), hosts)
     except DeviceError:
@@ -192,10 +192,10 @@ def _open_xla(dtype: torch.dtype, why: str, whole_slice: bool) -> Device:
 
 
 def keep_large_buffers() -> None:
-    """Ask glibc to keep large freed buffers, so that activations do not fault their pages anew.
+    """Ask glibc to keep large freed buffers, so that activations do not page-fault again.
 
-    For inference on a CPU, whose batches are all alike; training's are not, and would leave the
-    heap in pieces three times the size.
+    For inference on a CPU, whose batches are all alike; those of training are not, and would
+    fragment the heap to three times the size.
     """
     if platform.libc_ver()[0] != "glibc":
         return
@@ -208,7 +208,7 @@ def keep_large_buffers() -> None:
 def enable_gradient_checkpointing(device: Device, module: torch.nn.Module) -> None:
     """Have a Hugging Face model compute activations again in the backward pass.
 
-    On XLA its own form is optimised away by the compiler; torch_xla's holds.
+    On XLA the compiler optimises the library's own version away, but not torch_xla's.
     """
     module.gradient_checkpointing_enable({"use_reentrant": device.kind == "xla"})  # type: ignore[operator]
     if device.kind == "xla":
@@ -224,7 +224,7 @@ def enable_gradient_checkpointing(device: Device, module: torch.nn.Module) -> No
 
 
 def shard_parameters(device: Device, module: torch.nn.Module) -> None:
-    """Divide each parameter over the mesh along its first dimension, where that divides evenly."""
+    """Divide each parameter over the mesh along its first dimension, if it divides evenly."""
     if device.kind != "xla":
         raise ConfigError(f"shard_parameters needs an XLA mesh, and the device is {device.kind}")
     import torch_xla.distributed.spmd as xs
@@ -237,7 +237,7 @@ def shard_parameters(device: Device, module: torch.nn.Module) -> None:
 def put(device: Device, array: np.ndarray) -> torch.Tensor:
     """Start moving an array to the device; on XLA its first axis is divided over the mesh.
 
-    On a slice of several hosts each gives the whole array, and its own devices take their part.
+    On a slice of several hosts each passes the whole array, and its own devices take their part.
     """
     tensor = torch.from_numpy(array)
     if device.kind == "cpu":
@@ -252,7 +252,7 @@ def put(device: Device, array: np.ndarray) -> torch.Tensor:
 
 
 def launch(device: Device, result: torch.Tensor) -> torch.Tensor:
-    """Start computing `result` without waiting for it; end of one step of the program."""
+    """Start computing `result` without waiting for it; ends one step of the program."""
     if device.kind == "xla":
         import torch_xla
         import torch_xla.distributed.spmd as xs
@@ -264,7 +264,7 @@ def launch(device: Device, result: torch.Tensor) -> torch.Tensor:
 
 
 def traced_program(tensors: Sequence[torch.Tensor]) -> bytes:
-    """The program that would compute these XLA tensors, a serialized HloModuleProto; not begun."""
+    """The program that would compute these XLA tensors, a serialized HloModuleProto; not run."""
     import torch_xla
 
     return torch_xla._XLAC._get_xla_tensors_hlo_proto(list(tensors))
@@ -288,7 +288,7 @@ def random_state(device: Device) -> dict[str, torch.Tensor]:
 
 
 def set_random_state(device: Device, state: dict[str, torch.Tensor]) -> bool:
-    """Go back to what `random_state` gave; False where that is not of this kind of device."""
+    """Restore what `random_state` returned; False if it is of another kind of device."""
     if not {"cpu", device.kind} <= state.keys():
         return False
     torch.set_rng_state(state["cpu"])
@@ -303,9 +303,9 @@ def set_random_state(device: Device, state: dict[str, torch.Tensor]) -> bool:
 
 @functools.cache
 def peak_flops(device: Device) -> float | None:
-    """Peak FLOP/s of all the devices: a TPU's by its data sheet, else a large product's.
+    """Peak FLOP/s of all devices: a TPU's from its data sheet, else of a large product.
 
-    None where it is not known.
+    None if unknown.
     """
     if device.kind == "xla":
         import torch_xla.runtime as xr
@@ -319,7 +319,7 @@ def peak_flops(device: Device) -> float | None:
         longest = max(names, key=len)
         return TPU_PEAK_FLOPS[TPU_NAMES.get(longest, longest)] * device.num_devices
     size = 2048 if device.kind == "cpu" else 8192
-    # A generator of its own: dropout's must not depend on whether somebody asked.
+    # A separate generator: dropout must not depend on whether this was called.
     random = torch.Generator(device.torch_device).manual_seed(0)
     a = torch.randn(size, size, dtype=device.dtype, device=device.torch_device, generator=random)
     best = float("inf")
@@ -331,9 +331,9 @@ def peak_flops(device: Device) -> float | None:
 
 
 def memory_bytes(device: Device) -> int | None:
-    """Most memory that was in use at once, in bytes; None where the device does not tell.
+    """Peak memory in use, in bytes; None if the device does not report it.
 
-    On a CPU that is this process's, on CUDA what torch has allocated, on XLA one core's.
+    On a CPU it is this process's, on CUDA what torch has allocated, on XLA one core's.
     """
     if device.kind == "cuda":
         return torch.cuda.max_memory_allocated()
@@ -350,7 +350,7 @@ def memory_bytes(device: Device) -> int | None:
 
 
 def counters(device: Device) -> dict[str, int]:
-    """Number of compiled programs and of operations that fell back to the host, so far."""
+    """Number of programs compiled and of operations that fell back to the host, so far."""
     if device.kind != "xla":
         return {"compiles": 0, "host_fallbacks": 0}
     import torch_xla.debug.metrics as met

@@ -91,10 +91,10 @@ class ClassifyConfig:
     """Column names of the input, where they differ."""
 
     min_length_bp: int = 20
-    """Shorter sequences are set aside."""
+    """Shorter sequences are rejected."""
 
     max_n_fraction: float = 0.5
-    """Sequences with a larger share of N are set aside."""
+    """Sequences with a larger share of N are rejected."""
 
     device: str = "auto"
     """Where the model runs: auto, xla, cuda or cpu."""

@@ -86,13 +86,13 @@ class EmbedConfig:
     """Read the lineage from FASTA headers: sintax or silva."""
 
     min_length_bp: int = 20
-    """Shorter sequences are set aside."""
+    """Shorter sequences are rejected."""
 
     max_n_fraction: float = 0.5
-    """Sequences with a larger share of N are set aside."""
+    """Sequences with a larger share of N are rejected."""
 
     max_errors: int | None = None
-    """Stop when more records than this had to be set aside; by default never."""
+    """Stop when more records than this had to be rejected; by default never."""
 
     max_sequences: int | None = None
     """Embed at most this many sequences in this run."""

@@ -9,20 +9,20 @@ from .checks import check_least
 class SyncConfig:
     """Copy files and LanceDB tables from one place to another.
 
-    Run it again to go on after an interruption: what is there already is not copied again.
+    Run it again to resume after an interruption: files already there are not copied again.
     """
 
     source: str
-    """A folder or file, gs://, s3://, or a remote of rclone (drive:folder)."""
+    """A folder or file, gs://, s3://, or an rclone remote (drive:folder)."""
 
     destination: str
-    """A folder, gs://, s3://, or a remote of rclone; a copied file keeps its name."""
+    """A folder, gs://, s3://, or an rclone remote; a copied file keeps its name."""
 
     delete: bool = False
     """Delete at the destination what the source does not have."""
 
     dry_run: bool = False
-    """Only say what would be copied and deleted."""
+    """Only report what would be copied and deleted."""
 
 
 @dataclass(frozen=True)

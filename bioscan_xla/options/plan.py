@@ -8,7 +8,7 @@ from .training import FinetuneConfig
 
 @dataclass(frozen=True)
 class PlanEmbeddingConfig(EmbedConfig):
-    """Compile the programs of an embedding run for a TPU that is not there.
+    """Compile the programs of an embedding run for a TPU; no TPU is needed.
 
     Further options are those of `python -m bioscan_xla.embed`. Exit status: 0 if all programs fit,
     3 if not, 1 after an error.
@@ -23,7 +23,7 @@ class PlanEmbeddingConfig(EmbedConfig):
 
 @dataclass(frozen=True)
 class PlanFinetuningConfig(FinetuneConfig):
-    """Compile the training steps of a fine-tuning run for a TPU that is not there.
+    """Compile the training steps of a fine-tuning run for a TPU; no TPU is needed.
 
     Further options are those of `launch/finetune.py`. Exit status: 0 if all programs fit, 3 if
     not, 1 after an error.

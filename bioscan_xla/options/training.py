@@ -158,7 +158,7 @@ class FinetuneConfig:
     """Of splits, order, augmentation, dropout and initial weights."""
 
     resume: bool = True
-    """Go on from the last checkpoint in the output folder; false deletes them and begins anew."""
+    """Go on from the last checkpoint in the output folder; false deletes them and starts over."""
 
     checkpoint_minutes: float = 30.0
     """Save at least this often, and after every epoch."""

@@ -63,7 +63,7 @@ def describe_embedding(config: EmbedConfig) -> str:
     lines = [
         f"input: {len(sources)} file(s), "
         + (f"{total:,} records" if total is not None else "records not counted yet"),
-        f"looked at: {read:,} usable, {reasons.total():,} to be set aside",
+        f"looked at: {read:,} usable, {reasons.total():,} to be rejected",
         f"device: {device.kind} x {device.num_devices}, {device.dtype_name} ({device.why})",
         f"model: {name}, {model.num_hidden_layers} layers, hidden {model.hidden_size}; "
         f"weights {weights / 2**30:.2f} GiB"

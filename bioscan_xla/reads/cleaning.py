@@ -1,4 +1,4 @@
-"""Cleaning of sequences, and the reasons why one cannot be used.
+"""Cleaning of sequences, and the reasons for rejecting one.
 
 Input: sequences as text. Output: upper-case ACGTN, complaints, and which each rule changed.
 Invariants: cleaning is idempotent; every sequence that breaks a rule has exactly one complaint.
@@ -13,12 +13,12 @@ import numpy as np
 from .raw import ReadOptions
 
 CLEANING = ("case", "u_to_t", "gaps", "iupac_to_n", "trimmed_n", "id_stripped", "nan_position")
-"""What is changed and counted: five rules for sequences, in the order they are applied; white
-space around an id; a position that is not a number (NaN), which becomes null."""
+"""Changes that are counted: five rules for sequences, in the order they are applied; white space
+around an id; a position that is NaN, which becomes null."""
 
 
 class Code(str, Enum):
-    """Why a record is set aside; the value stands in column `code` of `rejected.parquet`."""
+    """Why a record is rejected; the value is in column `code` of `rejected.parquet`."""
 
     NO_ID = "no_id"
     """No id, or only white space."""
@@ -33,19 +33,19 @@ class Code(str, Enum):
     TOO_MANY_N = "too_many_n"
     """A larger share of N than `max_n_fraction` after cleaning."""
     NOT_A_NUCLEOTIDE = "not_a_nucleotide"
-    """A character that is no nucleotide code: protein, say."""
+    """A character that is not a nucleotide code, as in a protein sequence."""
     WRONG_QUALITY = "wrong_quality"
-    """FASTQ: not as many quality values as bases."""
+    """FASTQ: the number of quality values differs from the number of bases."""
     IMPOSSIBLE_VALUE = "impossible_value"
-    """A depth or position that is no number or out of range."""
+    """A depth or position that is not a number or out of range."""
     VECTOR_NOT_FINITE = "vector_not_finite"
-    """The model gave a vector with NaN or infinity; another model gets the record again."""
+    """The model gave a vector with NaN or infinity; a run with another model tries it again."""
     UNKNOWN = "unknown"
-    """Set aside by an earlier version, which kept no codes."""
+    """Rejected by an earlier version, which recorded no codes."""
 
     @property
     def words(self) -> str:
-        """The code as people read it."""
+        """The code in words."""
         return self.value.replace("_", " ")
 
 
@@ -117,10 +117,10 @@ def clean_sequences(
 
 
 def _flags_of(sequences: Sequence[str]) -> np.ndarray:
-    """For each sequence, the flags of all its characters together, (sequences,) uint8."""
+    """For each sequence, the flags of all its characters combined, (sequences,) uint8."""
     text = "\n".join(sequences) + "\n"
     if not text.isascii():
-        # A letter beyond ASCII would shift the bytes; every one of them is illegal.
+        # A non-ASCII letter would shift the bytes; all of them are illegal.
         text = text.encode("ascii", "replace").decode()
     flags = _FLAGS[np.frombuffer(text.encode(), np.uint8)]
     lengths = np.fromiter(map(len, sequences), np.int64, len(sequences)) + 1
@@ -135,4 +135,4 @@ def _first_illegal(text: str) -> str:
         for place, letter in enumerate(text)
         if not letter.isascii() or _FLAGS[ord(letter)] & _ILLEGAL
     )
-    return f"character {letter!r} at base {place + 1} is no nucleotide code"
+    return f"character {letter!r} at base {place + 1} is not a nucleotide code"

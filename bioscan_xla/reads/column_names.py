@@ -23,7 +23,7 @@ _LEAST_LIKENESS = 0.6
 
 
 def suggest_columns(missing: Sequence[str], names: Sequence[str]) -> str | None:
-    """`--columns dna_sequence=dna_seq sequence_id=ID`, or None where none is near."""
+    """`--columns dna_sequence=dna_seq sequence_id=ID`, or None if no column is similar."""
     free = list(names)
     pairs = []
     for our in missing:

@@ -2,11 +2,11 @@
 
 Input: the name or address of a FASTA or FASTQ file, plain or gzip.
 Output: `Records`, a few at a time, in the order of the file.
-Invariants: no more than one chunk of records is held; a record that is odd costs itself alone; a
-file that breaks off gives every record that was whole, and then an `InputError`.
+Invariants: at most one chunk of records is held; a bad record affects no other; a truncated file
+gives every complete record, and then an `InputError`.
 
-The parsers are our own because those of dnaio, Biopython and their like give up the whole file at
-the first header beyond ASCII.
+The parsers are our own because dnaio, Biopython and others abandon the whole file at the first
+non-ASCII header.
 
 Reference: https://doi.org/10.1093/nar/gkp1137 (FASTQ)
 """
@@ -35,7 +35,7 @@ _FASTQ_REMEDY = (
 
 @dataclass(frozen=True)
 class Sequence:
-    """One record as it stands in the file; `problem` is what is wrong with it, if anything."""
+    """One record as it is in the file; `problem` is what is wrong with it, if anything."""
 
     header: str
     text: str
@@ -49,7 +49,7 @@ def read_fasta(
     row = num_unranked = 0
     records = read_sequences(source)
     while True:
-        # One record beyond the chunk is never read, so a break loses nothing that came before it.
+        # Never read beyond the chunk, so that damage loses nothing that came before it.
         taken, error = _take(records, options.chunk_rows)
         if taken:
             is_mine = is_wanted(row, len(taken))
@@ -63,10 +63,10 @@ def read_fasta(
         if not taken:
             break
     if row == 0:
-        log.warning("%s holds no record", source)
+        log.warning("%s contains no records", source)
     if num_unranked:
         log.warning(
-            "%s: lineages with names that do not tell their rank: %d; these names are left out. "
+            "%s: lineages with names whose rank is unclear: %d; these names are ignored. "
             "Fine-tuning takes exact ranks from a taxonomy TSV (--taxonomy)",
             source,
             num_unranked,
@@ -87,7 +87,7 @@ def read_sequences(source: str) -> Iterator[Sequence]:
             yield record
             count += 1
     except Broken as broken:
-        where = f" after record {count}; what came before it is kept" if count else ""
+        where = f" after record {count}; the records before it are kept" if count else ""
         remedy = broken.remedy[0].upper() + broken.remedy[1:]
         raise InputError(f"{source}: {broken.what}{where}. {remedy}.") from broken
 
@@ -118,18 +118,18 @@ def _parse_fasta(source: str, lines: Iterator[str]) -> Iterator[Sequence]:
             parts.append(line)
         elif line:
             raise Broken(
-                f"line {number} ({_shorten(line)}) is no header",
+                f"line {number} ({_shorten(line)}) is not a header",
                 "a FASTA record begins with a line of > and its id; add it",
             )
     if header is not None:
         yield Sequence(decode(header), decode("".join(parts)))
     if num_comments:
-        log.info("%s: %d comment lines were passed over", source, num_comments)
+        log.info("%s: %d comment lines were skipped", source, num_comments)
 
 
 def _parse_fastq(source: str, lines: Iterator[str]) -> Iterator[Sequence]:
     numbered = enumerate(lines, 1)
-    odd: Sequence | None = None  # a record whose quality does not fit, if its end is its end
+    odd: Sequence | None = None  # a record whose quality length is wrong, if it really ends here
     for number, header in numbered:
         if not header.strip(_BLANKS):
             continue
@@ -147,7 +147,7 @@ def _parse_fastq(source: str, lines: Iterator[str]) -> Iterator[Sequence]:
                 f"line {number + 2} ({_shorten(rest[1])}) should begin with +", _FASTQ_REMEDY
             )
         if len(rest) < 3:
-            raise Broken("breaks off", "the last record is cut short: copy the file again")
+            raise Broken("is truncated", "the last record is incomplete: copy the file again")
         sequence, _, quality = rest
         if len(sequence) == len(quality):
             yield Sequence(decode(header[1:]), decode(sequence))
@@ -156,7 +156,7 @@ def _parse_fastq(source: str, lines: Iterator[str]) -> Iterator[Sequence]:
             odd = Sequence(decode(header[1:]), decode(sequence), problem)
     if odd:
         if len(rest[2]) < len(rest[0]):
-            raise Broken("breaks off", "the last record is cut short: copy the file again")
+            raise Broken("is truncated", "the last record is incomplete: copy the file again")
         yield odd
 
 

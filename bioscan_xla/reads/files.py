@@ -1,9 +1,9 @@
-"""Files to raw records: each file goes to the reader of its format.
+"""Files to raw records: picks the reader for each file's format.
 
 Input: names of files, local or in the cloud.
 Output: `Records`, a few at a time, in the order of the file, not yet cleaned or checked.
-Invariants: no more than one batch of rows is held; a file that breaks off gives all that could be
-read and then an `InputError`.
+Invariants: at most one batch of rows is held; a truncated file gives all that could be read and
+then an `InputError`.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -20,20 +20,20 @@ from .raw import POSITIONS, ReadOptions, Records
 
 
 def count_rows(sources: Sequence[str]) -> int | None:
-    """Rows in all files, from Parquet footers; None where only reading them would tell."""
+    """Rows in all files, from Parquet footers; None if the files must be read to know."""
     if any(format_of(source) != "parquet" for source in sources):
         return None
     try:
         return sum(open_parquet(source).metadata.num_rows for source in sources)
     except InputError:
-        return None  # reading will come to this file and say so
+        return None  # reading this file will report it
 
 
 def metadata_schema(sources: Sequence[str], options: ReadOptions) -> pa.Schema:
     """Schema of the metadata columns: ranks, depth and position, kept columns.
 
     Raises:
-        InputError: a kept column is missing, or of types in two files that have none in common.
+        InputError: a kept column is missing, or its types in two files have no common type.
     """
     fields = [pa.field(rank, pa.string()) for rank in RANKS]
     fields += [pa.field(name, pa.float64()) for name in POSITIONS]
@@ -41,7 +41,7 @@ def metadata_schema(sources: Sequence[str], options: ReadOptions) -> pa.Schema:
 
 
 def _kept_fields(sources: Sequence[str], keep: Sequence[str]) -> list[pa.Field]:
-    """The kept columns, each in the type that holds what every file has in it."""
+    """The kept columns, each in a type that holds the values of every file."""
     common: pa.Schema | None = None
     first = ""
     for source in sources if keep else ():
@@ -88,9 +88,9 @@ def read_records(
     Args:
         source: file or URL.
         options: column names and rows at a time.
-        is_wanted: of a first row and a number of rows, whether sequences among them are wanted;
-            of other rows only ids are read.
-        done: bool, by row; stretches that are all True are passed over.
+        is_wanted: given a first row and a number of rows, whether any of their sequences are
+            wanted; for other rows only ids are read.
+        done: bool, by row; stretches that are all True are skipped.
 
     Raises:
         InputError: after all that could be read.

@@ -1,9 +1,9 @@
-"""Names to files: what the user calls the input, local or in the cloud.
+"""Input names to files, local or in the cloud.
 
 Input: files, globs, folders, URLs.
 Output: absolute paths and URLs of files whose format is known.
-Invariants: the same files are taken from a local folder and a remote one; a sequence file that is
-passed over is named in the log.
+Invariants: a local folder and its remote copy give the same files; a sequence file that is skipped
+is named in the log.
 """
 
 import glob
@@ -35,7 +35,7 @@ _SUFFIXES = {
 
 
 UNFINISHED = ".bioscan-part"
-"""What a name ends with, or the folder that holds files, until they are whole."""
+"""Suffix of files, or name of a folder of files, that are still being copied."""
 
 _OWN_FOLDERS = (".lance", UNFINISHED)  # tables, and files that are being copied
 _OWN_FILES = re.compile(r"rejected(-.+)?\.parquet")  # of any table and process
@@ -44,15 +44,13 @@ _MOST_NAMED = 5
 
 
 def format_of(source: str) -> str:
-    """`parquet`, `fasta` or `fastq`, told by the name; InputError if by none."""
+    """`parquet`, `fasta` or `fastq`, by the file name; InputError for any other."""
     name = source.lower().removesuffix(".gz")
     for kind, suffixes in _SUFFIXES.items():
         if name.endswith(suffixes) and (kind != "parquet" or not source.lower().endswith(".gz")):
             return kind
     endings = ", ".join(itertools.chain.from_iterable(_SUFFIXES.values()))
-    raise InputError(
-        f"{source}: the ending tells no format; known are {endings}, FASTA and FASTQ also with .gz"
-    )
+    raise InputError(f"{source}: unknown file type; use {endings}, FASTA and FASTQ also with .gz")
 
 
 def is_remote(source: str) -> bool:
@@ -61,33 +59,33 @@ def is_remote(source: str) -> bool:
 
 
 def expand_inputs(inputs: str | Sequence[str]) -> list[str]:
-    """Files that the inputs name: files, globs, folders (searched to the bottom) and URLs.
+    """Files that the inputs name: files, globs, folders (searched recursively) and URLs.
 
-    Folders and globs leave out hidden files (`.name`, `_name`, or in such a folder) and what this
-    program writes itself: `rejected.parquet`, `rejected-*.parquet`, tables, unfinished copies.
+    Folders and globs skip hidden files (`.name`, `_name`, or in such a folder) and files written by
+    this program: `rejected.parquet`, `rejected-*.parquet`, tables, unfinished copies.
 
     Returns:
-        Absolute paths or URLs, each once; those of a glob or folder in sorted order.
+        Absolute paths or URLs, each once; those of a glob or folder are sorted.
 
     Raises:
-        InputError: an input names nothing, or a format that is not known.
+        InputError: an input matches nothing, or its format is unknown.
     """
     return list(_find_files(inputs))
 
 
 def name_inputs(inputs: str | Sequence[str]) -> tuple[dict[str, str], list[InputError]]:
-    """Files that the inputs name, and by what name each is stored in a table.
+    """Files that the inputs name, and the name under which a table stores each.
 
     The name is the path below the folder or the fixed part of the glob that was given, or the
     file's own name, then a mark of the content: `2024/reads.fasta#5a1c0f93be72`. So a file that
-    is moved with its folder, or to the cloud, keeps its name, and two files never share one.
+    moves with its folder, or to the cloud, keeps its name, and two files never share one.
 
     Returns:
         Path or URL to name; a second copy of a file is left out. And an error for each file that
         cannot be read.
 
     Raises:
-        InputError: as `expand_inputs`, or no file at all can be read.
+        InputError: as `expand_inputs`, or not one file can be read.
     """
     names: dict[str, str] = {}
     failures: list[InputError] = []
@@ -105,14 +103,14 @@ def name_inputs(inputs: str | Sequence[str]) -> tuple[dict[str, str], list[Input
         if first == path:
             names[path] = name
         else:
-            log.warning("%s is the same file as %s and is read once", path, first)
+            log.warning("%s is a copy of %s and is read only once", path, first)
     if not names:
         raise failures[0]
     return names, failures
 
 
 def source_key(name: str) -> str:
-    """What identifies a source: the file's own name with the mark, wherever the file lies."""
+    """What identifies a source: the file's own name with the mark, whatever its folder."""
     return name.rsplit("/", 1)[-1] if has_mark(name) else name
 
 
@@ -122,15 +120,15 @@ def has_mark(name: str) -> bool:
 
 
 def without_mark(name: str) -> str:
-    """A stored name as people read it."""
+    """A stored name without its mark, for messages."""
     return _MARK.sub("", name)
 
 
 def content_mark(source: str) -> str:
     """12 hexadecimal digits from a file's size and its first and last 64 KiB.
 
-    Parquet and gzip end with sums over what comes before, so that any change shows. A change in
-    the middle of a large plain FASTA that leaves its size as it was does not.
+    Parquet and gzip files end with checksums, so any change shows. A change in the middle of a
+    large plain FASTA that keeps its size does not.
 
     Raises:
         InputError: the file cannot be read.
@@ -140,7 +138,7 @@ def content_mark(source: str) -> str:
         size = filesystem.size(path) or 0
         start = filesystem.cat_file(path, 0, _MARK_BYTES)
         end = filesystem.cat_file(path, max(0, size - _MARK_BYTES), size) if size else b""
-    except Exception as error:  # each kind of store has errors of its own
+    except Exception as error:  # every storage backend raises its own errors
         raise InputError(
             f"{source}: cannot be read ({error}); check its permissions, the network and the "
             "credentials"
@@ -163,18 +161,18 @@ def _find_files(inputs: str | Sequence[str]) -> dict[str, str]:
             below = _leave_out(below)
         if not below:
             raise InputError(
-                f"{name}: no such file, or no sequence file in this folder; check the path"
+                f"{name}: no such file, or no sequence files in this folder; check the path"
             )
         found |= {path: part for path, part in below.items() if path not in found}
     if not found:
-        raise InputError("no input was named; pass --input FILE")
+        raise InputError("no input given; pass --input FILE")
     for source in found:
         format_of(source)
     return found
 
 
 def _fixed_part(name: str) -> str:
-    """A glob's folders before the first that is a pattern; another name as it is."""
+    """A glob's folders before the first pattern; any other name unchanged."""
     parts = (name if is_remote(name) else Path(os.path.abspath(name)).as_posix()).split("/")
     if is_remote(name) or not os.path.exists(name):
         parts = list(itertools.takewhile(lambda part: not _PATTERN.search(part), parts))
@@ -193,7 +191,7 @@ def _below(folder: str, path: str) -> str:
 
 
 def _match(name: str) -> list[str]:
-    """The file of this name, or what is in the folder or fits the pattern, sorted."""
+    """The file of this name, or the sorted files of the folder or pattern."""
     if is_remote(name):
         return _expand_remote(name)
     if os.path.isdir(name):
@@ -203,12 +201,12 @@ def _match(name: str) -> list[str]:
 
 
 def _leave_out(below: Mapping[str, str]) -> dict[str, str]:
-    """Leave out hidden files and what this program wrote, and name them in the log."""
+    """Skip hidden files and those this program wrote, and name them in the log."""
     left = [path for path, part in below.items() if _is_hidden_or_own(part)]
     if left:
         names = ", ".join(left[:_MOST_NAMED]) + (", ..." if len(left) > _MOST_NAMED else "")
         log.info(
-            "passed over %d files that are hidden or written by this program: %s", len(left), names
+            "skipped %d files that are hidden or written by this program: %s", len(left), names
         )
     return {path: part for path, part in below.items() if path not in left}
 
@@ -229,12 +227,12 @@ def _has_format(name: str) -> bool:
 
 
 def filesystem_of(source: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """File system and path of an address; InputError where its package is not installed."""
+    """File system and path of an address; InputError if its package is not installed."""
     try:
         return fsspec.core.url_to_fs(source)
     except (ImportError, ValueError) as error:
         raise InputError(
-            f"{source}: this kind of address needs a package that is not installed ({error}); "
+            f"{source}: this kind of URL needs a package that is not installed ({error}); "
             "pip install 'bioscan_xla[cloud]'"
         ) from error
 
@@ -248,7 +246,7 @@ def _expand_remote(name: str) -> list[str]:
             files = filter(_has_format, filesystem.find(path))
             return sorted(map(filesystem.unstrip_protocol, files))
         return [name] if filesystem.exists(path) else []
-    except Exception as error:  # each kind of store has errors of its own
+    except Exception as error:  # every storage backend raises its own errors
         raise InputError(
             f"{name}: cannot be listed ({error}); check the address, the network and the "
             "credentials"

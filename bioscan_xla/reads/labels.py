@@ -1,6 +1,6 @@
 """Lineages to class numbers: the label space that a classifier learns.
 
-Input: lineages as people write them. Output: a `LabelSpace` and, for any lineage, one class
+Input: lineages as written by the user. Output: a `LabelSpace` and, for any lineage, one class
 number for each rank, -1 where it is unknown.
 Invariants: a class is a name with its ancestors, so a homonym is two classes; the order is stable;
 a taxon too rare to be a class at its rank still counts at the ranks above.
@@ -43,11 +43,11 @@ class Conflict:
 
     def __str__(self) -> str:
         """One line for a log."""
-        return f"{self.rank} {self.name!r} lies in {' | '.join(self.ways)}"
+        return f"{self.rank} {self.name!r} appears in {' | '.join(self.ways)}"
 
     @property
     def ways(self) -> list[str]:
-        """Each set of ancestors in words, highest rank first."""
+        """Each set of ancestors as text, highest rank first."""
         return [";".join(name or "?" for name in chain) for chain in self.ancestors]
 
 
@@ -96,7 +96,7 @@ class LabelSpace:
                         if _compatible(self.lineages[above][other], chain[: above + 1])
                     ]
                     if len(fitting) == 1:
-                        # What the lineage itself leaves open, its ancestor may know.
+                        # The ancestor may know what the lineage itself leaves open.
                         own = table[number, :above]
                         own[own == UNKNOWN] = tables[above][fitting[0]][own == UNKNOWN]
                         table[number, above] = fitting[0]
@@ -128,7 +128,7 @@ class LabelSpace:
                         for number, chain in index.get((rank, name or ""), ())
                         if name and _compatible(chain[:-1], lineage[:rank])
                     ]
-                    if len(fitting) == 1:  # several: the name alone does not tell which
+                    if len(fitting) == 1:  # several: the name alone is ambiguous
                         numbers[rank] = fitting[0]
                 seen[lineage] = numbers
             result[row] = seen[lineage]
@@ -154,7 +154,7 @@ class LabelSpace:
             lineages = tuple(tuple(tuple(c["lineage"]) for c in ranks[rank]) for rank in RANKS)
             counts = tuple(tuple(int(c["count"]) for c in ranks[rank]) for rank in RANKS)
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{path}: holds no label space ({error})") from error
+            raise InputError(f"{path}: not a label space ({error})") from error
         return cls(lineages, counts)
 
 
@@ -215,9 +215,9 @@ def _sortable(lineage: Lineage) -> tuple[str, ...]:
 
 
 def _merge(chains: Counter[Lineage]) -> Counter[Lineage]:
-    """Join chains of ancestors that differ only where one does not know; counts add up."""
+    """Merge chains of ancestors that differ only in unknown ranks; counts add up."""
     merged: Counter[Lineage] = Counter()
-    # Those that know most first; of these the most frequent, then by name, so that it is stable.
+    # Most complete first, then most frequent, then by name, so that the order is stable.
     order = sorted(chains, key=lambda c: (-sum(map(bool, c)), -chains[c], _sortable(c)))
     for chain in order:
         fitting = [other for other in merged if _compatible(chain, other)]

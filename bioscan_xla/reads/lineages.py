@@ -1,7 +1,7 @@
-"""The seven taxonomic ranks, and lineages as reference files write them.
+"""The seven taxonomic ranks, and the lineage formats of reference files.
 
-Input: FASTA headers, taxonomy strings, names. Output: a `Lineage`, one name or None a rank.
-Invariants: a text that names no taxon ("uncultured", "sp.") is never taken for a name.
+Input: FASTA headers, taxonomy strings, names. Output: a `Lineage`, one name or None per rank.
+Invariants: text that names no taxon ("uncultured", "sp.") is never taken for a name.
 """
 
 import re
@@ -12,7 +12,7 @@ RANKS = ("kingdom", "phylum", "class", "order", "family", "genus", "species")
 HEADER_STYLES = ("sintax", "silva")
 
 Lineage = tuple[str | None, ...]
-"""One name a rank, highest first; None where unknown."""
+"""One name per rank, highest first; None where unknown."""
 
 _NO_NAME = re.compile(
     r"^(na|n/a|nan|none|null|-|\?|unknown|unassigned|undetermined|unspecified)$"
@@ -26,7 +26,7 @@ _NO_NAME = re.compile(
 def known_name(text: str | None) -> str | None:
     """A taxon's name, or None where the text names no taxon.
 
-    None are: null and empty; `NA`, `none`, `unknown`, `unassigned`, `-` and the like; names that
+    None for: null and empty; `NA`, `none`, `unknown`, `unassigned`, `-` and the like; names that
     hold `unclassified`, `uncultured`, `unidentified`, `environmental`, `metagenome` or `incertae`;
     open nomenclature (`sp.`, `spp.`, `cf.`, `aff.`, `nr.`); and numbered names (any digit).
     Underscores count as spaces, and a rank prefix such as `g__` is taken off.
@@ -49,7 +49,7 @@ _SINTAX = re.compile(r";tax=([^;]*)")
 _LETTERS = dict(zip("kpcofgs", RANKS, strict=True)) | {"d": "kingdom"}
 
 
-# Endings that the codes of nomenclature keep for a rank, and those that usage does.
+# Endings reserved for a rank by the codes of nomenclature or by usage.
 _ENDINGS = {
     "mycota": "phylum",
     "phyta": "phylum",
@@ -101,16 +101,16 @@ def split_header(header: str, style: str) -> tuple[str, Lineage]:
 
 
 def rank_silva(path: str) -> tuple[Lineage, int]:
-    """Lineage of a SILVA path, and how many of its names tell no rank and were left out.
+    """Lineage of a SILVA path, and how many of its names were ignored for an unclear rank.
 
-    SILVA has the usual ranks in a row for Bacteria and Archaea, so there the place of a name is its
-    rank, as in other paths of at most seven names that nothing contradicts. Eukaryotes have any
-    number of clades between two ranks. Their names are ranked by what they say themselves: known
-    kingdoms and phyla (Ruggiero et al. 2015), the endings of the codes of nomenclature (-ales,
-    -aceae, -idae and others), a binomial at the end and its genus. Where two names claim one rank
-    neither gets it; what tells no rank is left out. RESCRIPt and DADA2 look the ranks up in SILVA's
-    own table (`tax_slv_ssu_*.txt`), which knows more: the taxonomy TSV that RESCRIPt makes from it
-    can be joined with `--taxonomy`.
+    For Bacteria and Archaea, SILVA lists the usual ranks in order, so a name's position is its
+    rank. The same holds for other paths of at most seven names that nothing contradicts.
+    Eukaryotes have any number of clades between two ranks. Their names are ranked by the names
+    themselves: known kingdoms and phyla (Ruggiero et al. 2015), the endings of the codes of
+    nomenclature (-ales, -aceae, -idae and others), a final binomial and its genus. If two names
+    claim one rank, neither gets it; names of unclear rank are ignored. RESCRIPt and DADA2 look the
+    ranks up in SILVA's own table (`tax_slv_ssu_*.txt`), which is more complete: the taxonomy TSV
+    that RESCRIPt makes from it can be joined with `--taxonomy`.
 
     >>> rank_silva("Bacteria;Bacillota;Bacilli;Lactobacillales")[0][:5]
     ('Bacteria', 'Bacillota', 'Bacilli', 'Lactobacillales', None)
@@ -150,12 +150,12 @@ def rank_silva(path: str) -> tuple[Lineage, int]:
 
 
 def count_unranked(headers: Iterable[str]) -> int:
-    """How many SILVA headers hold a name that tells no rank; see `rank_silva`."""
+    """How many SILVA headers hold a name of unclear rank; see `rank_silva`."""
     return sum(rank_silva(header.strip().partition(" ")[2])[1] > 0 for header in headers)
 
 
 def _told_rank(name: str) -> str | None:
-    """The rank that a name tells by itself."""
+    """The rank that a name shows by itself."""
     if name in _KINGDOMS:
         return "kingdom"
     if name in _PHYLA:
@@ -166,7 +166,7 @@ def _told_rank(name: str) -> str | None:
 
 
 def _in_place(names: Sequence[str]) -> bool:
-    """True where no name's ending tells another rank than its place does."""
+    """True if no name's ending contradicts the rank of its position."""
     return all(
         _told_rank(name) == RANKS[place]
         for place, name in enumerate(names)

@@ -1,9 +1,9 @@
-"""Files to lines of text: local or remote, plain or gzip, told by content and not by name.
+"""Files to lines of text: local or remote, plain or gzip, detected by content, not by name.
 
 Input: the name or address of a text file.
-Output: `Text`: which format it holds, and its lines one by one.
-Invariants: memory does not grow with the file; whatever was whole before a damage comes out before
-the `Broken` that names it; what is no sequence text is named for what it is.
+Output: `Text`: its format, and its lines one by one.
+Invariants: memory does not grow with the file; everything before the damage is given before the
+`Broken` that names it; a file that is not sequence text is reported as what it is.
 """
 
 import io
@@ -21,20 +21,20 @@ from .raw import Broken
 log = logging.getLogger(__name__)
 
 _BLOCK_BYTES = 1 << 18
-_MOST_INFLATED_BYTES = 1 << 20  # at a time: a long run of one letter shrinks a thousandfold
+_MOST_INFLATED_BYTES = 1 << 20  # at a time: a long run of one letter compresses a thousandfold
 _HEAD_BYTES = 512
 _GZIP = b"\x1f\x8b"
 _GZIP_DEFLATE = b"\x1f\x8b\x08"
 _UTF8_MARK = b"\xef\xbb\xbf"
 _COPY_AGAIN = "copy the file again"
 
-_UNPACK = "unpack it, or pack it with gzip"
+_UNPACK = "decompress it, or compress it with gzip"
 _OTHER_KINDS = (
-    (b"PAR1", "is a Parquet file", "let its name end in .parquet"),
-    (_GZIP, "is packed with gzip twice", "unpack it once"),
-    (b"BZh", "is packed with bzip2", _UNPACK),
-    (b"\xfd7zXZ", "is packed with xz", _UNPACK),
-    (b"\x28\xb5\x2f\xfd", "is packed with zstd", _UNPACK),
+    (b"PAR1", "is a Parquet file", "rename it to end in .parquet"),
+    (_GZIP, "is compressed with gzip twice", "decompress it once"),
+    (b"BZh", "is compressed with bzip2", _UNPACK),
+    (b"\xfd7zXZ", "is compressed with xz", _UNPACK),
+    (b"\x28\xb5\x2f\xfd", "is compressed with zstd", _UNPACK),
     (b"PK\x03\x04", "is a zip archive", _UNPACK),
     (b"BAM\x01", "is a BAM file", "convert it with `samtools fasta`"),
     (b"LOCUS ", "is a GenBank file", "convert it to FASTA"),
@@ -45,11 +45,11 @@ _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
 @dataclass(frozen=True)
 class Text:
-    """A text file that is open.
+    """An open text file.
 
     Attributes:
         kind: `fasta` or `fastq`.
-        lines: without their ends, each byte a character (Latin-1); see `decode`.
+        lines: without line ends, each byte a character (Latin-1); see `decode`.
     """
 
     kind: str
@@ -57,17 +57,17 @@ class Text:
 
 
 def open_text(source: str) -> Text:
-    """Open a FASTA or FASTQ file and tell which of them it is.
+    """Open a FASTA or FASTQ file and detect which of the two it is.
 
-    The file is closed when its lines have been read or are dropped.
+    The file is closed when its lines have been read or are discarded.
 
     Raises:
-        Broken: it cannot be opened, or is something else. The lines raise it where it breaks off.
+        Broken: it cannot be opened, or is something else. The lines raise it where it is damaged.
     """
     head, blocks = _open_blocks(source)
     kind = _kind_of(head)
     if kind and kind != format_of(source):
-        log.warning("%s: holds %s in spite of its name, and is read as that", source, kind.upper())
+        log.warning("%s: contains %s despite its name, and is read as that", source, kind.upper())
     return Text(kind or format_of(source), _split_lines(itertools.chain([head], blocks)))
 
 
@@ -75,14 +75,14 @@ def read_lines(source: str) -> Iterator[str]:
     """The lines of any text file, each byte a character (Latin-1); see `decode`.
 
     Raises:
-        Broken: it cannot be read, or not to its end, or is no text.
+        Broken: it cannot be read, or not in full, or is not text.
     """
     head, blocks = _open_blocks(source)
     yield from _split_lines(itertools.chain([head], blocks))
 
 
 def _open_blocks(source: str) -> tuple[bytes, Iterator[bytes]]:
-    """The beginning of a text file, unpacked and without a byte-order mark, and what follows it."""
+    """The start of a text file, decompressed and without a byte-order mark, and the rest of it."""
     head, blocks = _peek(_unpack(source, _read_blocks(source)))
     if head.startswith(_UTF8_MARK):
         head = head[len(_UTF8_MARK) :]
@@ -91,7 +91,7 @@ def _open_blocks(source: str) -> tuple[bytes, Iterator[bytes]]:
 
 
 def decode(text: str) -> str:
-    """A piece of a line as the text it stands for: UTF-8, or Latin-1 where it is not UTF-8."""
+    """A piece of a line as text: UTF-8, or Latin-1 where it is not UTF-8."""
     if text.isascii():
         return text
     try:
@@ -101,7 +101,7 @@ def decode(text: str) -> str:
 
 
 def read_head(source: str) -> bytes:
-    """The first bytes of a file as they are, to tell what it is; empty if it cannot be read."""
+    """The first bytes of a file, to detect what it is; empty if it cannot be read."""
     try:
         return next(_read_blocks(source), b"")[:_HEAD_BYTES]
     except Broken:
@@ -115,11 +115,11 @@ def _read_blocks(source: str) -> Iterator[bytes]:
                 yield block
     except Broken:
         raise
-    except Exception as error:  # each kind of store has errors of its own
+    except Exception as error:  # every storage backend raises its own errors
         if not is_remote(source) and not isinstance(error, OSError):
             raise
         remedy = (
-            "check the address, the network and the credentials, then run again to go on"
+            "check the address, the network and the credentials, then run again to resume"
             if is_remote(source)
             else "check the path, its permissions and the disk"
         )
@@ -134,7 +134,7 @@ def _open_bytes(source: str) -> BinaryIO:
 
 
 def _peek(blocks: Iterator[bytes]) -> tuple[bytes, Iterator[bytes]]:
-    """The first few hundred bytes or more, and the blocks behind them."""
+    """The first few hundred bytes or more, and the blocks after them."""
     head = b""
     try:
         while len(head) < _HEAD_BYTES:
@@ -154,24 +154,24 @@ def _raise(broken: "Broken") -> Iterator[bytes]:
 
 
 def _unpack(source: str, blocks: Iterator[bytes]) -> Iterator[bytes]:
-    """Plain bytes, whether the file is packed with gzip or not."""
+    """Plain bytes, whether the file is compressed with gzip or not."""
     first = next(blocks, b"")
     named = source.lower().endswith(".gz")
     is_gzip = first.startswith(_GZIP)
     blocks = itertools.chain([first], blocks)
     if is_gzip and not named:
-        log.warning("%s: is packed with gzip in spite of its name, and is read as that", source)
+        log.warning("%s: compressed with gzip despite its name; read as gzip", source)
     if named and first and not is_gzip:
-        log.warning("%s: is not packed with gzip in spite of its name; read as it is", source)
+        log.warning("%s: not compressed with gzip despite its name; read as plain text", source)
     return _inflate(source, blocks) if is_gzip else blocks
 
 
 def _inflate(source: str, blocks: Iterator[bytes]) -> Iterator[bytes]:
-    """Unpack gzip members, one behind the other.
+    """Decompress gzip members, one after the other.
 
-    The standard library's gzip module gives nothing of the block in which it meets a damage.
+    The standard library's gzip module discards the whole block in which it finds damage.
     """
-    member = None  # the one that is being unpacked
+    member = None  # the one being decompressed
     rest = b""
     for block in blocks:
         rest += block
@@ -195,13 +195,13 @@ def _inflate(source: str, blocks: Iterator[bytes]) -> Iterator[bytes]:
             if member.eof:
                 member = None
     if member is not None:
-        raise Broken("breaks off", f"its gzip data end too early: {_COPY_AGAIN}")
+        raise Broken("is truncated", f"its gzip data end too early: {_COPY_AGAIN}")
     if rest:
         _judge_trailing(source, iter([rest]))
 
 
 def _inflate_to_damage(member, data: bytes) -> bytes:
-    """Everything that comes out of gzip data before its damage, to the last byte."""
+    """Everything that can be decompressed before the damage, to the last byte."""
     parts = []
     try:
         for place in range(len(data)):
@@ -215,25 +215,23 @@ def _inflate_to_damage(member, data: bytes) -> bytes:
 
 
 def _damaged(error: zlib.error) -> Broken:
-    if "data check" in str(error) or "length check" in str(error):  # behind the data
+    if "data check" in str(error) or "length check" in str(error):  # after the data
         return Broken(
             "does not match its gzip checksum",
             f"some of its records may be wrong: {_COPY_AGAIN}, and read it into a new table",
         )
-    return Broken("is damaged", f"its gzip data make no sense from there on: {_COPY_AGAIN}")
+    return Broken("is damaged", f"its gzip data are corrupt from there on: {_COPY_AGAIN}")
 
 
 def _judge_trailing(source: str, blocks: Iterator[bytes]) -> None:
-    """Pass over bytes behind the last gzip member, unless another member is among them."""
+    """Skip bytes after the last gzip member, unless another member is among them."""
     count, end = 0, b""
     for block in blocks:
         count += len(block)
         if _GZIP_DEFLATE in end + block:
-            raise Broken(
-                "is damaged", f"it has gzip data behind bytes that are none: {_COPY_AGAIN}"
-            )
+            raise Broken("is damaged", f"it has gzip data after other bytes: {_COPY_AGAIN}")
         end = block[-2:]
-    log.warning("%s: has %d bytes behind its gzip data; they are passed over", source, count)
+    log.warning("%s: %d bytes after its gzip data were skipped", source, count)
 
 
 def _refuse_other_kinds(head: bytes) -> None:
@@ -244,11 +242,11 @@ def _refuse_other_kinds(head: bytes) -> None:
     if head.startswith(_UTF16) or (b"\0" in start and not (any(start[::2]) and any(start[1::2]))):
         raise Broken("is UTF-16 text", "save it as UTF-8 (iconv -f UTF-16 -t UTF-8)")
     if b"\0" in start:
-        raise Broken("is binary", "sequences are read from FASTA, FASTQ or Parquet")
+        raise Broken("is binary", "pass FASTA, FASTQ or Parquet")
 
 
 def _kind_of(head: bytes) -> str | None:
-    """`fasta` or `fastq` by the first line that is neither blank nor a comment."""
+    """`fasta` or `fastq`, by the first line that is neither blank nor a comment."""
     for line in head.splitlines():
         line = line.strip()
         if line and not line.startswith((b";", b"#")):
@@ -257,7 +255,7 @@ def _kind_of(head: bytes) -> str | None:
 
 
 def _split_lines(blocks: Iterator[bytes]) -> Iterator[str]:
-    """Lines that end in a line feed, a carriage return or both, without their ends."""
+    """Lines ending in a line feed, a carriage return or both, without their line ends."""
     ends = io.IncrementalNewlineDecoder(None, translate=True)
     parts: list[str] = []
     for block in blocks:

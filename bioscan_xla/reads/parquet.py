@@ -3,8 +3,8 @@
 Input: the name or address of a Parquet file.
 Output: `Records`, a few at a time, in the order of the file: ids, sequences and ranks as text,
 depth and position as float64 or text, kept columns in their own type.
-Invariants: no more than one batch of rows is held; every column is checked before the first row
-is read; text that is not UTF-8 costs nothing but its own odd letters.
+Invariants: at most one batch of rows is held; every column is checked before the first row is read;
+text that is not UTF-8 affects only its own odd letters.
 """
 
 import functools
@@ -30,13 +30,13 @@ log = logging.getLogger(__name__)
 _BUFFER_BYTES = 1 << 20
 _MAGIC = b"PAR1"
 _ERRORS = (OSError, pa.ArrowException, ValueError, OverflowError, MemoryError)
-"""What Arrow raises on damaged files; ValueError covers names that are not UTF-8."""
+"""Errors that Arrow raises on damaged files; ValueError covers names that are not UTF-8."""
 
 
 def open_parquet(source: str) -> pq.ParquetFile:
     """Open a Parquet file with small read buffers (local) or with read-ahead (remote).
 
-    Pages that carry a checksum are checked against it.
+    Pages with a checksum are verified.
     """
     try:
         if is_remote(source):
@@ -48,7 +48,7 @@ def open_parquet(source: str) -> pq.ParquetFile:
         )
     except InputError:
         raise
-    except Exception as error:  # each kind of store has errors of its own
+    except Exception as error:  # every storage backend raises its own errors
         if not is_remote(source) and not isinstance(error, _ERRORS):
             raise
         raise InputError(f"{source}: {_why_unreadable(source, error)}") from error
@@ -58,23 +58,23 @@ def _why_unreadable(source: str, error: Exception) -> str:
     head = read_head(source)
     if head.startswith(_MAGIC):
         return (
-            f"is Parquet and cannot be opened ({first_line(error)}); "
+            f"is a Parquet file that cannot be opened ({first_line(error)}); "
             "its end may be missing: copy it again"
         )
     if head[:1] in (b">", b"@"):
         kind = "FASTA" if head[:1] == b">" else "FASTQ"
-        return f"holds {kind}, not Parquet; let its name end in .{kind.lower()}"
+        return f"contains {kind}, not Parquet; rename it to end in .{kind.lower()}"
     if head:
         return f"is not Parquet ({first_line(error)}); check the file, or copy it again"
     return f"cannot be read as Parquet ({first_line(error)}); check the path, or copy it again"
 
 
 def require_columns(source: str, schema: pa.Schema, names: Sequence[str], option: str) -> None:
-    """Refuse a file that lacks one of these columns or has it twice.
+    """Refuse a file in which one of these columns is missing or duplicated.
 
     Args:
         source: the file.
-        schema: of the file.
+        schema: its schema.
         names: columns that will be read.
         option: the flag that names them.
     """
@@ -98,13 +98,13 @@ def _refuse_doubled(source: str, schema: pa.Schema, names: Sequence[str]) -> Non
 
 
 def check_columns(source: str, schema: pa.Schema, options: ReadOptions) -> dict[str, str]:
-    """Check every column that will be read, before a row is.
+    """Check every column that will be read, before reading any row.
 
     Returns:
         The file's name and ours of each metadata column that the file has.
 
     Raises:
-        InputError: a column is missing, there twice, or of a type that cannot be used.
+        InputError: a column is missing, duplicated, or of an unusable type.
     """
     ours = {
         "sequence_id": options.name("sequence_id"),
@@ -142,7 +142,7 @@ def _check_type(source: str, field: pa.Field, our: str) -> None:
         usable |= pt.is_integer(kind)
         needed = "text or whole numbers"
     elif our in RANKS:
-        # A column of nothing but NaN is how pandas writes a rank that no row has.
+        # pandas writes a rank that no row has as a column of NaN.
         usable |= pt.is_integer(kind) or pt.is_floating(kind)
     if not usable:
         raise InputError(
@@ -152,13 +152,13 @@ def _check_type(source: str, field: pa.Field, our: str) -> None:
 
 
 def is_text(kind: pa.DataType) -> bool:
-    """True for strings and bytes of every width."""
+    """True for strings and bytes of any width."""
     tests = (pt.is_string, pt.is_large_string, pt.is_binary, pt.is_large_binary)
     return any(test(kind) for test in tests) or kind in (pa.string_view(), pa.binary_view())
 
 
 def _mention_unread(schema: pa.Schema, wanted: dict[str, str]) -> None:
-    """Say in the log which columns are probably ranks or positions under another name."""
+    """Log which columns are probably ranks or positions under another name."""
     absent = [our for our in (*RANKS, *POSITIONS) if our not in wanted.values()]
     free = [name for name in schema.names if name not in wanted]
     by_case = {name.lower(): name for name in free}
@@ -167,9 +167,9 @@ def _mention_unread(schema: pa.Schema, wanted: dict[str, str]) -> None:
         _mention_columns(" ".join(alike))
 
 
-@functools.cache  # once a run, and not for every file
+@functools.cache  # once per run, not for every file
 def _mention_columns(columns: str) -> None:
-    log.warning("columns that are not read; to read them: --columns %s", columns)
+    log.warning("unrecognised columns are ignored; to read them: --columns %s", columns)
 
 
 def read_parquet(
@@ -190,7 +190,7 @@ def read_parquet(
         is_mine = is_wanted(first_row, num_rows)
         columns = [id_name, sequence_name, *wanted] if is_mine else [id_name]
         try:
-            # With threads, Arrow waits for ever on some damaged pages.
+            # With threads, Arrow hangs on some damaged pages.
             batches = file.iter_batches(options.chunk_rows, [group], columns, use_threads=False)
             for batch in batches:
                 if not all_done(done, first_row, batch.num_rows):
@@ -202,8 +202,8 @@ def read_parquet(
             if isinstance(error, InputError):
                 raise
             raise InputError(
-                f"{source}: row group {group} breaks off after row {first_row} "
-                f"({first_line(error)}); copy the file again. What came before it is kept"
+                f"{source}: row group {group} is damaged after row {first_row} "
+                f"({first_line(error)}); copy the file again. The rows before it are kept"
             ) from error
 
 

@@ -1,6 +1,6 @@
-"""Raw records: what a reader gives, and what it is told.
+"""Raw records: what a reader returns, and its options.
 
-Input: nothing; this module has no code that reads.
+Input: none; nothing is read here.
 Output: `ReadOptions` and `Records`, which the readers of every format share.
 Invariants: options that contradict each other cannot be made.
 """
@@ -21,7 +21,7 @@ POSITIONS = ("depth", "latitude", "longitude")
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """How records are read and judged.
+    """How records are read and checked.
 
     Attributes:
         columns: our column name to the file's, where they differ.
@@ -41,17 +41,17 @@ class ReadOptions:
     chunk_rows: int = 1024
 
     def __post_init__(self):
-        """Refuse what contradicts itself."""
+        """Refuse contradictory options."""
         ours = ("sequence_id", "dna_sequence", *RANKS, *POSITIONS)
         unknown = sorted(set(self.columns) - set(ours))
         if unknown:
             raise ConfigError(
-                f"columns maps {unknown[0]!r}, which is no column of the table; "
+                f"columns maps {unknown[0]!r}, which is not a column of the table; "
                 f"it can map {', '.join(ours)}"
             )
         taken = sorted(set(self.keep) & {*ours, "source", "row", "vector"})
         if taken:
-            raise ConfigError(f"keep names {taken[0]!r}, which the table has already; leave it out")
+            raise ConfigError(f"keep names {taken[0]!r}, which the table always has; leave it out")
         if self.header_taxonomy not in (None, *HEADER_STYLES):
             raise ConfigError(
                 f"header_taxonomy {self.header_taxonomy!r} is unknown; "
@@ -64,7 +64,7 @@ class ReadOptions:
 
 
 def read_options(config: Any, chunk_rows: int = 1024) -> ReadOptions:
-    """How a command's config says that records are read: the options that both have."""
+    """Reading options from a command's config: the fields that both have."""
     names = {item.name for item in fields(ReadOptions)} & {item.name for item in fields(config)}
     given = {name: getattr(config, name) for name in names}
     return ReadOptions(**given | {"keep": tuple(given.get("keep", ()))}, chunk_rows=chunk_rows)
@@ -72,14 +72,14 @@ def read_options(config: Any, chunk_rows: int = 1024) -> ReadOptions:
 
 @dataclass(frozen=True)
 class Records:
-    """Neighbouring rows of one file, as they are in it.
+    """Consecutive rows of one file, unchanged.
 
     Attributes:
         first_row: row number in the file, from 0.
-        ids: None where the file has none.
-        sequences: None where none of these rows is wanted and only ids matter.
+        ids: None if the file has none.
+        sequences: None if only the ids of these rows are needed.
         metadata: columns that the file has, under our names.
-        problems: what is wrong with a record's text in the file, by its place among these.
+        problems: what is wrong with a record's text, by its position among these rows.
     """
 
     first_row: int
@@ -90,7 +90,7 @@ class Records:
 
 
 class Broken(Exception):
-    """Where a file cannot be read any further; the reader adds the file and the record.
+    """A file cannot be read any further; the reader adds the file and the record.
 
     Attributes:
         what: the end of a sentence that begins with the file's name.
@@ -104,6 +104,6 @@ class Broken(Exception):
 
 
 def all_done(done: np.ndarray, first_row: int, num_rows: int) -> bool:
-    """True where every one of these rows is done."""
+    """True if all of these rows are done."""
     part = done[first_row : first_row + num_rows]
     return len(part) == num_rows and bool(part.all())

@@ -1,4 +1,4 @@
-"""Raw records to clean ones: the reader that the whole program takes its sequences from.
+"""Raw records to clean ones: the reader used by the whole program.
 
 Input: files, and which part of them is wanted.
 Output: `Chunk` records in the order of the files, their sequences upper-case ACGTN only, and for
@@ -35,7 +35,7 @@ _SEEN_BEFORE = Complaint(Code.ID_SEEN_BEFORE, "id seen before")
 
 @dataclass(frozen=True)
 class Rejection:
-    """A record that cannot be used: where it is, a sentence to read and a code to count by."""
+    """An unusable record: where it is, a sentence to read and a code to count by."""
 
     source: str
     row: int
@@ -46,10 +46,10 @@ class Rejection:
 
 @dataclass(frozen=True)
 class Chunk:
-    """Neighbouring records of one file.
+    """Consecutive records of one file.
 
     Attributes:
-        source: by what name it is stored.
+        source: the name under which the file is stored.
         num_rows: rows looked at, rejected ones included.
         rows: (kept,) int64, row numbers in the source.
         ids: (kept,) sequence ids.
@@ -72,15 +72,15 @@ class Chunk:
 class _SeenIds:
     """A growing set of ids, 8 bytes each: sorted arrays of 64-bit hashes, merged when alike.
 
-    Two different ids with one hash would cost the second its place; among 10 million ids the
-    chance that any two collide is 3 in a million.
+    If two different ids had the same hash, the second would be rejected; among 10 million ids
+    the chance of any collision is 3 in a million.
     """
 
     def __init__(self) -> None:
         self._arrays: list[np.ndarray] = []
 
     def add(self, ids: Sequence[str | None]) -> np.ndarray:
-        """Add ids; True for each that was there before, also earlier in `ids`. None is never."""
+        """Add ids; True for each seen before, also earlier in `ids`. None is never seen."""
         hashes = np.fromiter(map(hash, ids), np.int64, len(ids))
         known = np.zeros(len(ids), bool)
         for array in self._arrays:
@@ -119,9 +119,9 @@ def read_chunks(
         schema: what `metadata_schema` gave.
         done: per source, a bool for each row that needs no more work.
         known_ids: ids that count as seen before.
-        share: the part of every source that is wanted. Of the others' rows only ids are read, so
-            that every process judges repeated ids in the same way.
-        names: by what name each source is stored; by default the source itself.
+        share: the part of every source that is wanted. Only ids are read of the other rows, so
+            that every process treats repeated ids in the same way.
+        names: the stored name of each source; by default the source itself.
 
     Raises:
         InputError: files could not be read, or not to their end; all that could be read of these
@@ -161,7 +161,7 @@ def join_failures(failures: Sequence[InputError]) -> InputError:
     if len(failures) == 1:
         return failures[0]
     return InputError(
-        "\n  ".join([f"{len(failures)} files could not be read to their end:", *map(str, failures)])
+        "\n  ".join([f"{len(failures)} files could not be read in full:", *map(str, failures)])
     )
 
 
@@ -188,7 +188,7 @@ def _read_source(
 
     for records in read_records(source, options, is_wanted, done):
         first_row, num_rows = records.first_row, len(records.ids)
-        # Rows that are done have their ids among the known ones.
+        # The ids of rows that are done are among the known ids.
         missing = todo(first_row, num_rows)
         ids = [(text.strip() or None) if text else None for text in records.ids]
         duplicate = np.zeros(num_rows, bool)
@@ -209,7 +209,7 @@ def _clean(
     options: ReadOptions,
     schema: pa.Schema,
 ) -> Chunk:
-    """Judge the records at these places of what was read."""
+    """Check the records at these positions of what was read."""
     assert records.sequences is not None
     raw = [records.sequences[place] or "" for place in places]
     sequences, complaints, cleaned = clean_sequences(raw, options)
@@ -305,5 +305,5 @@ def _parse_one_by_one(name: str, column: pa.Array, wrong: dict[int, Complaint]) 
             values.append(float(text) if text not in (None, "") else None)
         except ValueError:
             values.append(None)
-            wrong[row] = Complaint(Code.IMPOSSIBLE_VALUE, f"{name} {text!r} is no number")
+            wrong[row] = Complaint(Code.IMPOSSIBLE_VALUE, f"{name} {text!r} is not a number")
     return pa.array(values, pa.float64())

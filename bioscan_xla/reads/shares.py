@@ -1,10 +1,10 @@
-"""Which process embeds which rows, where several share an input.
+"""Which process embeds which rows when several share an input.
 
 Input: the stored name of a source, row numbers, and which process of how many this is.
-Output: whose each row is.
-Invariants: the owner of a row depends on the file's name and content, the row number and the
-number of processes, and on nothing else: no device, option, progress, order of files or starting
-time. The shares of all processes together hold each row once.
+Output: the owner of each row.
+Invariants: the owner of a row depends only on the file's name and content, the row number and the
+number of processes, not on device, options, progress, file order or start time. The shares of all
+processes together hold each row once.
 """
 
 import hashlib
@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 
 BLOCK_ROWS = 8192
-"""Rows of a source that one process embeds together. Another number gives every row another owner:
-tables that several processes are filling would have to be finished first."""
+"""Rows of a source that one process embeds together. Changing it changes the owner of every row:
+finish tables that several processes are filling first."""
 
 
 @dataclass(frozen=True)
@@ -50,11 +50,11 @@ class Share:
 
 
 ALL = Share()
-"""The share of a process that is alone."""
+"""The share of a single process."""
 
 
 def split_at_blocks(first_row: int, num_rows: int) -> list[slice]:
-    """Cut neighbouring rows where a block ends; slices relative to `first_row`."""
+    """Cut consecutive rows at block boundaries; slices relative to `first_row`."""
     last_row = first_row + num_rows
     inner = range((first_row // BLOCK_ROWS + 1) * BLOCK_ROWS, last_row, BLOCK_ROWS)
     edges = [first_row, *inner, last_row]

@@ -2,7 +2,7 @@
 
 Input: a QIIME 2 taxonomy TSV, plain or gzip, local or remote.
 Output: the lineage of each id.
-Invariants: every line is taken or refused with its number; an id has one lineage.
+Invariants: every line is used or refused with its number; an id has one lineage.
 """
 
 from collections.abc import Iterator
@@ -41,7 +41,7 @@ def read_taxonomy(path: str) -> dict[str, Lineage]:
 
 
 def _split_lines(path: str) -> Iterator[tuple[int, str, str]]:
-    """Number, id and taxon of each line that has them; blank lines and comments have none."""
+    """Number, id and taxon of each line that is not blank or a comment."""
     is_first = True
     for number, line in enumerate(read_lines(path), 1):
         fields = [_unquote(field) for field in decode(line).split("\t")]
@@ -53,7 +53,7 @@ def _split_lines(path: str) -> Iterator[tuple[int, str, str]]:
         if len(fields) < 2 or not fields[0]:
             what = "has no tab" if len(fields) < 2 else "has no id"
             raise Broken(
-                f"line {number} {what}", "each line is an id, a tab and a taxon, as QIIME 2 has it"
+                f"line {number} {what}", "each line must be an id, a tab and a taxon, as in QIIME 2"
             )
         yield number, fields[0], fields[1]
 

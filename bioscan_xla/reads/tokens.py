@@ -33,7 +33,7 @@ VOCABULARY: tuple[str, ...] = (
     *_BASES,
     "N",
 )
-"""All 4,105 tokens; a token's place is its id."""
+"""All 4,105 tokens; a token's index is its id."""
 
 _IDS = {token: number for number, token in enumerate(VOCABULARY)}
 _FIRST_KMER = len(_SPECIAL)
@@ -80,9 +80,9 @@ def reverse_complement(sequence: str) -> str:
 def tokenize(sequences: Sequence[str]) -> Tokens:
     """Token ids of sequences: leftmost 6-mers, then single bases, as the published models expect.
 
-    Six bases from ACGT are one token wherever six lie together, counted from the start of a
-    stretch; the one to five that remain, and every N, are single tokens; a stretch of anything
-    else is one `<unk>`; white space separates and gives nothing.
+    Within a stretch of ACGT, every six bases from its start are one token; the one to five that
+    remain, and every N, are single tokens; a stretch of anything else is one `<unk>`; white
+    space separates and gives no token.
 
     Returns:
         Each sequence begins with `<cls>`; there is no end token.
@@ -100,7 +100,7 @@ def tokenize(sequences: Sequence[str]) -> Tokens:
 
 
 def _tokenize_block(sequences: Sequence[str]) -> Tokens:
-    # A line end stands before each sequence: it ends the stretch before, and holds the <cls>.
+    # A line end before each sequence ends the stretch before it, and holds the <cls>.
     text = "\n" + "\n".join(sequences)
     if not text.isascii() or "<" in text:
         return _tokenize_one_by_one(sequences)
@@ -109,7 +109,7 @@ def _tokenize_block(sequences: Sequence[str]) -> Tokens:
     heads = np.cumsum(sizes) - sizes
     token_at = np.full(len(codes), -1, np.int32)
 
-    breaks = np.flatnonzero(codes >= _N)  # all that ends a stretch of ACGT; the first is at 0
+    breaks = np.flatnonzero(codes >= _N)  # ends of stretches of ACGT; the first is at 0
     starts = breaks + 1
     lengths = np.diff(breaks, append=len(codes)) - 1
     kmers, rest = lengths // K, lengths % K
@@ -138,7 +138,7 @@ def _spread(starts: np.ndarray, counts: np.ndarray, step: int) -> np.ndarray:
 
 
 def _tokenize_one_by_one(sequences: Sequence[str]) -> Tokens:
-    """The same for text with special tokens spelled out or with letters beyond ASCII."""
+    """The same for text with spelled-out special tokens or non-ASCII letters."""
     values: list[int] = []
     offsets = [0]
     for sequence in sequences:
@@ -159,7 +159,7 @@ def _tokenize_one_by_one(sequences: Sequence[str]) -> Tokens:
 
 
 def save_tokenizer(folder: str | Path) -> None:
-    """Write the vocabulary into a model folder, in the form `AutoTokenizer` loads."""
+    """Write the vocabulary into a model folder, in the format that `AutoTokenizer` loads."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "vocab.txt").write_text("\n".join(VOCABULARY), encoding="ascii")
@@ -175,7 +175,7 @@ def load_tokenizer(folder: str | Path | None = None) -> "EsmTokenizer":
     """The vocabulary as a Hugging Face tokenizer.
 
     Args:
-        folder: a model folder; None takes the built-in vocabulary.
+        folder: a model folder; None uses the built-in vocabulary.
     """
     from transformers import EsmTokenizer
 

@@ -171,7 +171,7 @@ def check_mirror(database: str | Path, mirror: str | Path) -> None:
     for table, why in foreign.items():
         raise TableError(
             f"{mirror}: the table {table.removesuffix('.lance')!r} {why} {database}: the mirror "
-            "may hold more, or another table. Move the local table away to go on from the mirror, "
+            "may hold more, or another table. Move the local table away to resume from the mirror, "
             "or name another folder"
         )
 

@@ -39,7 +39,7 @@ _SCHEMA = pa.schema(
 
 
 class Rejections:
-    """What this process set aside, on disk; and what the others did, for reading."""
+    """What this process rejected, on disk; and what the others did, for reading."""
 
     def __init__(
         self,
@@ -98,7 +98,7 @@ class Rejections:
         except OSError as error:
             raise TableError(
                 f"{self._path}: the rejected records could not be written ({error}); check the "
-                "free space and permissions, then run again to go on"
+                "free space and permissions, then run again to resume"
             ) from error
         self._table, self._is_stale = table.combine_chunks(), False
 

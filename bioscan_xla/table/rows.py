@@ -146,5 +146,5 @@ def not_written(uri: str, error: BaseException) -> TableError:
     """The error of a commit that failed."""
     return TableError(
         f"{uri}: rows could not be written ({first_line(error)}); check the free "
-        "space and permissions. What was committed before is kept: run again to go on"
+        "space and permissions. What was committed before is kept: run again to resume"
     )

@@ -51,12 +51,12 @@ class Done:
 
 @dataclass
 class Store:
-    """An open table and the record of what was set aside.
+    """An open table and the record of what was rejected.
 
     Attributes:
         uri: database folder or URL.
         table: the LanceDB table.
-        rejections: the record of what was set aside.
+        rejections: the record of what was rejected.
         names: path of each source of this run, and by what name it is stored.
         share: which of how many processes this is.
         claim: what tells whether another run has taken this one's place.
@@ -183,7 +183,7 @@ class Store:
             if without_mark(name) in earlier and source_key(name) not in there:
                 log.warning(
                     "%s changed since it was embedded: it is read anew, and records whose ids the "
-                    "table has are set aside",
+                    "table has are rejected",
                     path,
                 )
 

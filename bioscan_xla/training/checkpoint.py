@@ -234,7 +234,7 @@ class Checkpoints:
             raise ConfigError(
                 f"{folder} is a checkpoint of another run:\n"
                 + "\n".join(lines)
-                + "\nUse the same options to resume, or another --output to begin anew"
+                + "\nUse the same options to resume, or another --output to start over"
             )
 
     def load_best(self, module: nn.Module) -> bool:
@@ -267,8 +267,8 @@ def _read_pickled(
         except (OSError, pickle.UnpicklingError) as error:
             raise ConfigError(
                 f"{path}: cannot be read, or holds more than tensors and could run code, which is "
-                f"refused. Delete {folder} to go on from the checkpoint before, or begin anew with "
-                "another --output"
+                f"refused. Delete {folder} to resume from the checkpoint before it, or start over "
+                "with another --output"
             ) from error
     cursor, optimizer, random = found
     tensors = {

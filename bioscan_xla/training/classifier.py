@@ -207,7 +207,7 @@ def load_classifier(
 
     Raises:
         ModelError: a file is missing or does not fit.
-        InputError: `labels.json` is no label space.
+        InputError: `labels.json` is not a label space.
     """
     folder = Path(folder)
     for name in ("adapter/adapter_config.json", "heads.safetensors", "labels.json"):

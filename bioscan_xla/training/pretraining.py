@@ -147,7 +147,7 @@ def _claim(output: Path, config: PretrainConfig, sequences: Sequence[str]) -> di
         raise ConfigError(
             f"{output}: belongs to another pre-training run:\n"
             + "\n".join(lines)
-            + "\nUse the same options to go on, or another --output to begin anew"
+            + "\nUse the same options to resume, or another --output to start over"
         )
     return None if finished is None else finished | {"model_path": str(output)}
 

@@ -82,7 +82,7 @@ def _train(run: Run) -> int | None:
         while not run.cursor.finished:
             loop.run_epoch(stop.event)
             if stop.event.is_set():
-                log.warning("saved %s; run the same command to go on", run.checkpoints.latest())
+                log.warning("saved %s; run the same command to resume", run.checkpoints.latest())
                 return stop.signal_number or signal.SIGTERM  # another process may have got it
             loop.end_epoch()
     return None

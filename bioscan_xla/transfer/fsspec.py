@@ -53,7 +53,7 @@ class Fsspec:
             return {}
         except SyncError:
             raise
-        except Exception as error:  # each kind of store has errors of its own
+        except Exception as error:  # every storage backend raises its own errors
             raise SyncError(
                 f"{root}: cannot be listed ({error}); check the address, the network and the "
                 "credentials"
@@ -100,7 +100,7 @@ class Fsspec:
             except Exception as error:
                 raise SyncError(
                     f"{name}: could not be copied ({error}); check access and free space, and run "
-                    "the same command again to go on"
+                    "the same command again to resume"
                 ) from error
 
     def delete(self, names: Sequence[str]) -> None:

@@ -146,7 +146,7 @@ class Rclone:
                     self._deliver([n for n in names if _size(self._stage / n) == sizes.get(n, -1)])
             raise SyncError(
                 f"rclone could not copy everything ({'; '.join(errors[-3:]) or 'no reason given'});"
-                " check access and free space, and run the same command again to go on"
+                " check access and free space, and run the same command again to resume"
             )
         if self._stage is not None:
             # One that was deleted at the source meanwhile is not there; `different` tells.
