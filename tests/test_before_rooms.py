@@ -64,7 +64,7 @@ def test_an_old_table_is_gone_on_with(place, reads):
 
 
 def test_an_old_classifier_loads(place, reads):
-    with pytest.raises(ModelError, match="/tmp/before/model, which is not there now"):
+    with pytest.raises(ModelError, match="/tmp/before/model, which no longer exists"):
         load_classifier(place / "classifier", "cpu", "float32")
     classifier = load_classifier(place / "classifier", "cpu", "float32", place / "model")
     probabilities, _ = predict(

@@ -255,7 +255,7 @@ def test_killed_driver_then_stopped_driver_then_the_rest(two_cpus, many, tmp_pat
 
 
 def test_errors_of_workers_are_the_users(two_cpus, many, tmp_path, options):
-    with pytest.raises(ModelError, match="there is no such folder"):
+    with pytest.raises(ModelError, match="no such folder"):
         run_embedding_pipeline(
             str(many),
             str(tmp_path / "db"),

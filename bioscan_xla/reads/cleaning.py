@@ -76,7 +76,7 @@ def clean_sequences(
     Gaps are `-`, `.`, `~` and white space.
 
     Returns:
-        The cleaned sequences; for each unusable one its number and what is wrong; by rule, the
+        The cleaned sequences; for each unusable one its number and the reason; by rule, the
         numbers of those that it changed.
     """
     options = options or ReadOptions()

@@ -3,11 +3,11 @@
 Input: files, and which part of them is wanted.
 Output: `Chunk` records in the order of the files, their sequences upper-case ACGTN only, and for
 each record that cannot be used a `Rejection` with its reason.
-Invariants: a record is in exactly one place; the first of several with one id is taken, however
-many processes read; no chunk crosses the border of a block (see `shares`); a file that cannot be
-read does not stop the files after it, unless several processes share them (the one that lacks the
-ids of a file cannot tell which later records repeat them, while another can); memory does not grow
-with the file but for 8 bytes an id.
+Invariants: every record is either kept or rejected; of several with one id the first is kept,
+however many processes read; no chunk crosses a block boundary (see `shares`); an unreadable file
+does not stop the files after it, unless several processes share them (one that lacks the ids of a
+file cannot tell which later records repeat them, while another can); memory does not grow with the
+file, except for 8 bytes per id.
 """
 
 import logging
@@ -55,7 +55,7 @@ class Chunk:
         ids: (kept,) sequence ids.
         sequences: (kept,) upper-case ACGTN.
         metadata: (kept,) the columns of `metadata_schema`.
-        rejected: the records set aside.
+        rejected: the records that were rejected.
         cleaned: row numbers of the records changed, by rule of `cleaning.CLEANING`.
     """
 
@@ -124,9 +124,9 @@ def read_chunks(
         names: the stored name of each source; by default the source itself.
 
     Raises:
-        InputError: files could not be read, or not to their end; all that could be read of these
-            and of the others has been yielded. Where the process is not alone, the files behind
-            the first of these are left for a later run.
+        InputError: files could not be read, or not in full; everything readable in these and in
+            the others has been yielded. With several processes, the files after the first
+            unreadable one are left for a later run.
     """
     seen = _SeenIds()
     for ids in known_ids:

@@ -43,7 +43,7 @@ class Share:
     def owns(self, key: str, rows: np.ndarray) -> np.ndarray:
         """For each of these row numbers of a source, whether it is this process's, bool."""
         blocks = rows // BLOCK_ROWS
-        # Blocks go round; sources begin with different processes, so that many small files are
+        # Round robin by block; sources start at different processes, so that many small files are
         # spread too.
         digest = hashlib.blake2b(key.encode(), digest_size=8).digest()
         return (blocks + int.from_bytes(digest, "big") % self.count) % self.count == self.index
