@@ -1,6 +1,7 @@
 """A built-in sample and a small model, so that everything can be tried without a download.
 
-`python -m bioscan_xla.sample FOLDER` writes `sample.parquet`, `query.fasta` and `model/`.
+`python -m bioscan_xla.sample FOLDER` writes `sample.parquet`, `query.fasta`, a cruise to classify
+(`asv.fasta`, `counts.tsv`, `samples.tsv`) and `model/`.
 
 The sequences are simulated, not real records: substitutions are drawn along the branches of a small
 taxonomy of real deep-sea names, so that close relatives have similar sequences.
@@ -131,11 +132,62 @@ def write_query(path: str | Path, num_sequences: int = 3) -> None:
     Path(path).write_text("\n".join(lines) + "\n")
 
 
+_DIVES = """
+samp_name	samp_category	decimalLatitude	decimalLongitude	eventDate	minimumDepthInMeters
+dive-1	sample	44.37	-124.96	2023-04-15	210
+dive-2	sample	44.52	-125.39	2023-04-16	780
+dive-3	sample	44.67	-125.81	2023-04-18	1450
+dive-4	sample	45.93	-129.98	2023-04-21	1540
+dive-5	sample	45.02	-130.20	2023-04-22	2290
+dive-6	sample	43.10	-127.60	2023-04-25	3120
+blank-1	negative control	not applicable	not applicable	2023-04-25	not applicable
+""".strip()
+_NEW_TAXA = 6
+_CHANGE_NEW = 0.12
+"""Share of bases in which the sequences of no known genus differ from their nearest relative."""
+
+
+def write_cruise(folder: Path, num_sequences: int = 90) -> None:
+    """Write a simulated cruise: ASVs of the sample's species and a few of no known genus.
+
+    `asv.fasta` has the sequences, `counts.tsv` the reads of each in six dives and a blank,
+    `samples.tsv` position, depth and date of each.
+    """
+    first = 400  # the individuals of the sample itself
+    records = simulate(first + num_sequences).slice(first).to_pylist()
+    rng = np.random.default_rng(7)
+    names = [line.split("\t")[0] for line in _DIVES.splitlines()[1:]]
+    depths = [float(line.split("\t")[5]) for line in _DIVES.splitlines()[1:-1]]
+    fasta, counts = [], ["\t".join(["#OTU ID", *names])]
+    for number, record in enumerate(records):
+        sequence = record["dna_sequence"]
+        if number < _NEW_TAXA:
+            bases = np.array(["ACGT".find(base) for base in sequence]) % 4
+            sequence = "".join(np.array(list("ACGT"))[_mutate(bases, _CHANGE_NEW, rng)])
+        name = f"ASV{number:03d}"
+        fasta += [f">{name}", sequence]
+        # Each species lives around a depth of its own, the same in every marker.
+        home = 300 + 2900 * (_LINEAGES.index(_lineage_of(record)) * 7 % 24) / 23
+        reads = [
+            round(float(rng.lognormal(5, 1)) * np.exp(-(((d - home) / 900) ** 2))) for d in depths
+        ]
+        blank = int(rng.integers(1, 9)) if number % 30 == 11 else 0
+        counts.append("\t".join([name, *map(str, reads), str(blank)]))
+    (folder / "asv.fasta").write_text("\n".join(fasta) + "\n")
+    (folder / "counts.tsv").write_text("\n".join(counts) + "\n")
+    (folder / "samples.tsv").write_text(_DIVES + "\n")
+
+
+def _lineage_of(record: dict) -> str:
+    return ";".join(record[rank] for rank in RANKS)
+
+
 def write_all(folder: Path, num_sequences: int = 400) -> None:
-    """Write the sample, the queries and the model into a folder."""
+    """Write the sample, the queries, the cruise and the model into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     write_sample(folder / "sample.parquet", num_sequences)
     write_query(folder / "query.fasta")
+    write_cruise(folder)
     write_model(folder / "model")
 
 
@@ -152,7 +204,8 @@ def _work(config: SampleConfig) -> int:
     write_all(Path(config.folder), config.num_sequences)
     print(
         f"{config.folder}: sample.parquet ({config.num_sequences} simulated sequences and 2 "
-        "unusable ones), query.fasta, model (ESM, 2 layers, random weights)"
+        "unusable ones), query.fasta, a cruise to classify (asv.fasta, counts.tsv, samples.tsv), "
+        "model (ESM, 2 layers, random weights)"
     )
     return 0
 
