@@ -1,4 +1,4 @@
-# make demo: embed the built-in sample, then fine-tune on it.   make test: run the tests.
+# make demo: embed the built-in sample, fine-tune on it, name a cruise.   make test: run the tests.
 # Both set up their own virtual environment first; a second run installs nothing.
 
 PYTHON ?= python3
@@ -13,9 +13,11 @@ demo: $(VENV)/installed
 	$(BIN)/python -m bioscan_xla.embed --config configs/embed_demo.yaml
 	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no \
 		--dynamo_backend no launch/finetune.py --config configs/finetune_demo.yaml
+	$(BIN)/python -m bioscan_xla.classify --input demo/asv.fasta --reference demo/embeddings.db \
+		--table demo/counts.tsv --samples demo/samples.tsv --output demo/classified
 	@echo
-	@echo "The table is in demo/embeddings.db, a classifier in demo/classifier (see its README.md)."
-	@echo "Find the nearest relatives of new sequences:"
+	@echo "Names of the cruise: demo/classified/taxonomy.tsv. Open demo/classified/report.html."
+	@echo "The reference is demo/embeddings.db, a fine-tuned classifier demo/classifier. Search it:"
 	@echo
 	@echo "    $(BIN)/python -m bioscan_xla.search --db demo/embeddings.db demo/query.fasta -k 3"
 

@@ -1,6 +1,7 @@
-"""Every command of the README runs, on the built-in sample.
+"""Every command of the README and of docs/ runs, on the built-in sample.
 
-Left out is `plan finetune`, whose minutes of compiling are in test_plan.py for one program.
+Left out are `plan finetune`, whose minutes of compiling are in test_plan.py for one program, and
+several processes, which test_shares.py runs.
 """
 
 import json
@@ -14,15 +15,17 @@ from bioscan_xla.reads.lineages import RANKS
 
 from .conftest import ROOT, run_python
 
-BLOCKS = re.findall(r"```\w*\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-COMMANDS = [
-    line.split("#")[0].strip()
-    for block in BLOCKS
-    for line in block.splitlines()
-    if re.match(r"(\.venv/bin/)?python -m bioscan_xla", line)
-    and "--adapter" not in line
-    and "plan finetune" not in line
-]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCKS = re.findall(r"```\w*\n(.*?)```", "\n".join(page.read_text() for page in PAGES), re.DOTALL)
+COMMANDS = list(
+    dict.fromkeys(
+        line.split("#")[0].strip()
+        for block in BLOCKS
+        for line in block.splitlines()
+        if re.match(r"(\.venv/bin/)?python -m bioscan_xla", line)
+        and not any(part in line for part in ("plan finetune", "--process-index", "SOURCE"))
+    )
+)
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +46,10 @@ def workplace(tmp_path_factory):
         "marker",
         cwd=folder,
     )
-    (folder / "reads.parquet").write_bytes((folder / "demo/sample.parquet").read_bytes())
+    for name in ("reads.parquet", "labelled.parquet"):
+        (folder / name).write_bytes((folder / "demo/sample.parquet").read_bytes())
+    for name in ("query.fasta", "asv.fasta"):
+        (folder / name).write_bytes((folder / "demo" / name).read_bytes())
     return folder
 
 
@@ -60,6 +66,8 @@ def test_command(command, workplace):
         pytest.importorskip("libtpu", reason="the TPU compiler is not installed")
     if {"bioscan_xla.embed", "bioscan_xla.plan"} & {*words} and "--config" not in words:
         words += ["--model", "demo/model"]  # in place of 10 GB from the hub
+    if "bioscan_xla.classify" in words:
+        words += ["--num-trials", "60"]
     if "bioscan_xla.pretrain" in words:
         words += ["--hidden", "32", "--layers", "1", "--max-steps", "5", "--device", "cpu"]
     result = run_python(*words, cwd=workplace)
@@ -82,19 +90,23 @@ def test_finetune_command(tmp_path):
 
 
 def test_python_example(workplace):
-    (block,) = [block for block in BLOCKS if "run_embedding_pipeline(" in block]
+    (block,) = [b for b in BLOCKS if "run_embedding_pipeline(" in b and "import lancedb" in b]
     block = block.replace("max_sequences=1000", "max_sequences=50, model='demo/model'")
     block = block.replace("vectors.db", "example.db").replace("ACGTTGCA...", "ACGTTGCA" * 8)
     result = run_python("-c", block, cwd=workplace)
     assert result.stdout.split()[:2] == ["50", "0"]
 
 
-def test_demo_of_the_makefile(workplace):
+def test_demo_of_the_makefile(tmp_path):
     recipe = (ROOT / "Makefile").read_text().split("\ndemo: ")[1].split("\n\n")[0]
+    recipe = recipe.replace("\\\n", "")
     lines = re.findall(r"python (-m bioscan_xla\S* .*)", recipe)
-    assert len(lines) == 3
+    assert len(lines) == 4
     assert "launch/finetune.py --config configs/finetune_demo.yaml" in recipe
     for line in lines:
         words = shlex.split(line.rstrip('"'))
         words = [str(ROOT / w) if w.startswith("configs/") else w for w in words]
-        assert run_python(*words, cwd=workplace).returncode == 0
+        if "bioscan_xla.classify" in words:
+            words += ["--num-trials", "60"]
+        assert run_python(*words, cwd=tmp_path).returncode == 0
+    assert (tmp_path / "demo/classified/report.html").is_file()
