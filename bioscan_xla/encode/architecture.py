@@ -12,8 +12,10 @@ from ..reads.tokens import CLS_ID, MASK_ID, PAD_ID, VOCABULARY, save_tokenizer
 if TYPE_CHECKING:
     from transformers import EsmConfig
 
+_MAX_TOKENS = 1000
 
-def esm_config(hidden: int, layers: int, heads: int, max_tokens: int = 1000) -> "EsmConfig":
+
+def esm_config(hidden: int, layers: int, heads: int) -> "EsmConfig":
     """Configuration of an ESM model like Nucleotide Transformer, version 1."""
     from transformers import EsmConfig
 
@@ -23,7 +25,7 @@ def esm_config(hidden: int, layers: int, heads: int, max_tokens: int = 1000) -> 
         num_hidden_layers=layers,
         num_attention_heads=heads,
         intermediate_size=4 * hidden,
-        max_position_embeddings=max_tokens + PAD_ID + 1,
+        max_position_embeddings=_MAX_TOKENS + PAD_ID + 1,
         position_embedding_type="absolute",
         token_dropout=True,
         mask_token_id=MASK_ID,
@@ -38,12 +40,7 @@ def esm_config(hidden: int, layers: int, heads: int, max_tokens: int = 1000) -> 
 
 
 def write_model(
-    folder: str | Path,
-    hidden: int = 128,
-    layers: int = 2,
-    heads: int = 4,
-    seed: int = 0,
-    max_tokens: int = 1000,
+    folder: str | Path, hidden: int = 128, layers: int = 2, heads: int = 4, seed: int = 0
 ) -> None:
     """Write a small model with random weights in the Hugging Face format.
 
@@ -55,7 +52,7 @@ def write_model(
 
     from .model import no_bars
 
-    config = esm_config(hidden, layers, heads, max_tokens)
+    config = esm_config(hidden, layers, heads)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = EsmForMaskedLM(config)
