@@ -24,6 +24,7 @@ from bioscan_xla.options import FinetuneConfig
 from bioscan_xla.reads.lineages import RANKS
 from bioscan_xla.reads.tokens import load_tokenizer
 from bioscan_xla.training import loop as training_loop
+from bioscan_xla.training import setup
 from bioscan_xla.training.run import finetune
 from bioscan_xla.training.setup import prepare_data
 
@@ -163,6 +164,26 @@ def test_outputs_are_added_to_a_finished_run_and_an_upload_that_fails_keeps_it(
     after = trained(options["output"])
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert finetune(FinetuneConfig(**options))["num_epochs"] == 2  # and without them again
+
+
+def test_a_resumed_run_keeps_the_commit_that_it_began_with(options, monkeypatch):
+    loaded, load = [], setup.load_model
+
+    def from_hub(model, dtype, revision):
+        loaded.append(revision)
+        return load(model, dtype)
+
+    monkeypatch.setattr(setup, "load_model", from_hub)
+    for moved, begins_anew in (("a", False), ("b", False), ("c", True)):
+        monkeypatch.setattr(setup, "resolve_commit", lambda *_, moved=moved: moved * 40)
+        more = {"num_epochs": 1, "resume": not begins_anew}
+        finetune(FinetuneConfig(**options | more))
+        adapter = Path(options["output"], "adapter/adapter_config.json").read_text()
+        assert json.loads(adapter)["revision"] == loaded[-1]
+    assert loaded == ["a" * 40, "a" * 40, "c" * 40]
+    with pytest.raises(ConfigError, match="another run:\n  revision"):
+        finetune(FinetuneConfig(**options | {"num_epochs": 1, "revision": "v2"}))
+    assert loaded[-1] == "c" * 40
 
 
 def test_a_checkpoint_holds_no_pickle(options):

@@ -59,6 +59,7 @@ class Cursor:
         best: best monitored figure so far, negated where lower is better.
         stale: evaluations since then.
         run_id: of the tracker.
+        base_commit: of the base model on the hub; empty for a folder.
         finished: all epochs are done.
     """
 
@@ -72,6 +73,7 @@ class Cursor:
     best: float = float("-inf")
     stale: int = 0
     run_id: str = ""
+    base_commit: str = ""
     finished: bool = False
 
 
@@ -129,6 +131,27 @@ def _is_same(key: str, before: Any, now: Any) -> bool:
     )
 
 
+def latest_checkpoint(output: str) -> Path | None:
+    """The last whole checkpoint of an output folder."""
+    folders = sorted(Path(output, "checkpoints").glob("step_*"))
+    return folders[-1] if folders else None
+
+
+def recorded_commit(config: FinetuneConfig) -> str:
+    """The commit of the base model that a run began with; empty where it cannot be resumed from.
+
+    The branch of the hub that `config` names may have moved since.
+    """
+    latest = latest_checkpoint(config.output) if config.resume else None
+    if latest is None or not (latest / "cursor.json").is_file():
+        return ""
+    defaults = dataclasses.asdict(FinetuneConfig())
+    theirs = defaults | json.loads((latest / "config.json").read_text())
+    if (theirs["model"], theirs["revision"]) != (config.model, config.revision):
+        return ""  # another run, which is refused with the difference
+    return json.loads((latest / "cursor.json").read_text()).get("base_commit", "")
+
+
 class Checkpoints:
     """The checkpoints of one output folder."""
 
@@ -148,8 +171,7 @@ class Checkpoints:
 
     def latest(self) -> Path | None:
         """The last whole checkpoint."""
-        folders = sorted(self.folder.glob("step_*"))
-        return folders[-1] if folders else None
+        return latest_checkpoint(self._config.output)
 
     def save(self, updates: int, best: bool = False) -> Path:
         """Write beside, then rename; the oldest beyond `keep_checkpoints` go."""

@@ -26,7 +26,7 @@ from ..reads.labels import learn_labels
 from ..reads.lineages import RANKS, known_lineage
 from ..reads.raw import ReadOptions
 from ..reads.tokens import tokenize
-from .checkpoint import Checkpoints, Cursor
+from .checkpoint import Checkpoints, Cursor, recorded_commit
 from .classifier import (
     TaxonomyClassifier,
     build_classifier,
@@ -85,12 +85,14 @@ class Run:
 def set_up(config: FinetuneConfig, device: runtime.Device, accelerator: Any) -> Run:
     """Read the data, make the model, and go to where the last checkpoint was saved."""
     # A wrong model is told before the data are read.
-    config = fit_to_model(config, read_config(config.model, config.revision))
+    recorded = recorded_commit(config)
+    config = fit_to_model(config, read_config(config.model, recorded or config.revision))
+    commit = recorded or resolve_commit(config.model, config.revision)
     data = prepare_data(config)
     hosts.check_same(device, "the sequences", *data.train.sequences, *data.eval.sequences)
     if accelerator.is_main_process:
         write_tables(Path(config.output), data.split, data.conflicts)
-    classifier, max_tokens, base_hash = _make_classifier(config, device, data)
+    classifier, max_tokens, base_hash = _make_classifier(config, device, data, commit)
     num_tokens = np.diff(tokenize(data.train.sequences).offsets)
     optimizer = make_optimizer(classifier, config)
     per_epoch = len(plan_epoch(num_tokens, max_tokens, config.batch_size, config.seed, 0))
@@ -98,7 +100,7 @@ def set_up(config: FinetuneConfig, device: runtime.Device, accelerator: Any) -> 
     model, prepared = accelerator.prepare(classifier, optimizer)
     learner = _make_learner(config, device, accelerator, data, model, prepared)
 
-    cursor = Cursor(run_id=uuid.uuid4().hex[:12])
+    cursor = Cursor(run_id=uuid.uuid4().hex[:12], base_commit=commit)
     checkpoints = Checkpoints(accelerator, config, data.space, learner, cursor)
     torch.manual_seed(config.seed + 1 + accelerator.process_index)
     if not config.resume:
@@ -189,10 +191,9 @@ def prepare_data(config: FinetuneConfig) -> Data:
 
 
 def _make_classifier(
-    config: FinetuneConfig, device: runtime.Device, data: Data
+    config: FinetuneConfig, device: runtime.Device, data: Data, commit: str
 ) -> tuple[TaxonomyClassifier, int, str]:
     """The classifier on the device, the model's longest window in tokens, its weights' hash."""
-    commit = resolve_commit(config.model, config.revision)
     base = load_model(config.model, device.dtype, commit or None)
     base_hash = hash_weights(base)
     hosts.check_same(device, "the model", base_hash)
