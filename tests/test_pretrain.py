@@ -1,14 +1,20 @@
 """Pre-training: the loss falls, and what is left is a model that the rest can use."""
 
 import dataclasses
+import itertools
 import json
 
 import pytest
+import torch
+import transformers
+from safetensors.torch import load_file
 
 from bioscan_xla.embed import run_embedding_pipeline
 from bioscan_xla.errors import ConfigError, InputError
 from bioscan_xla.options import PretrainConfig
 from bioscan_xla.pretrain import main, pretrain
+from bioscan_xla.sample import write_sample
+from bioscan_xla.training import pretraining
 
 
 def test_a_small_encoder_is_trained_and_can_be_used(tmp_path, capsys):
@@ -54,6 +60,32 @@ def test_a_trained_encoder_is_never_written_over(tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="already holds a model"):
         pretrain(config)
     assert (output / "model.safetensors").read_bytes() == weights
+
+
+@pytest.mark.parametrize("save_steps", [3, 4])  # the end of an epoch, the middle of one
+def test_interrupted_and_resumed_equals_uninterrupted(tmp_path, monkeypatch, save_steps):
+    monkeypatch.setattr(pretraining, "_SAVE_STEPS", save_steps)
+    write_sample(tmp_path / "a.parquet", 12)
+    small = {"hidden": 16, "layers": 1, "heads": 2, "batch_size": 4, "num_epochs": 4}
+    config = PretrainConfig(
+        input=str(tmp_path / "a.parquet"), output=str(tmp_path / "whole"), device="cpu", **small
+    )
+    pretrain(config)
+    broken, step = dataclasses.replace(config, output=str(tmp_path / "broken")), itertools.count()
+    train = transformers.Trainer.training_step
+    with monkeypatch.context() as stopped:
+        stopped.setattr(
+            "transformers.Trainer.training_step",
+            lambda *words: 1 / 0 if next(step) == 5 else train(*words),
+        )
+        with pytest.raises(ZeroDivisionError):
+            pretrain(broken)
+    assert (tmp_path / f"broken/checkpoints/checkpoint-{save_steps}").is_dir()
+    pretrain(broken)
+    whole, resumed = (
+        load_file(tmp_path / name / "model.safetensors") for name in ("whole", "broken")
+    )
+    assert all(torch.equal(resumed[name], value) for name, value in whole.items())
 
 
 def test_mistakes_are_told(tmp_path):

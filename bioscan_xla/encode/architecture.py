@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from ..reads.tokens import CLS_ID, MASK_ID, PAD_ID, VOCABULARY, save_tokenizer
 
 if TYPE_CHECKING:
-    from transformers import EsmConfig
+    from transformers import EsmConfig, EsmForMaskedLM
 
 _MAX_TOKENS = 1000
 
@@ -39,6 +39,19 @@ def esm_config(hidden: int, layers: int, heads: int) -> "EsmConfig":
     )
 
 
+def new_model(hidden: int, layers: int, heads: int, seed: int) -> "EsmForMaskedLM":
+    """A model with random weights; they follow from the seed."""
+    import torch
+    from transformers import EsmForMaskedLM
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = EsmForMaskedLM(esm_config(hidden, layers, heads))
+        # Untrained positions would only add noise to the 6-mers.
+        torch.nn.init.normal_(model.esm.embeddings.position_embeddings.weight, std=0.002)
+    return model
+
+
 def write_model(
     folder: str | Path, hidden: int = 128, layers: int = 2, heads: int = 4, seed: int = 0
 ) -> None:
@@ -47,17 +60,9 @@ def write_model(
     The architecture is Nucleotide Transformer's, version 1: ESM, learned absolute positions, token
     dropout, an untied masked-language-model head.
     """
-    import torch
-    from transformers import EsmForMaskedLM
-
     from .model import no_bars
 
-    config = esm_config(hidden, layers, heads)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = EsmForMaskedLM(config)
-        # Untrained positions would only add noise to the 6-mers.
-        torch.nn.init.normal_(model.esm.embeddings.position_embeddings.weight, std=0.002)
+    model = new_model(hidden, layers, heads, seed)
     with no_bars():
         model.save_pretrained(folder)
     save_tokenizer(folder)

@@ -4,7 +4,8 @@ Input: unlabelled sequences. Output: a model folder in the Hugging Face format, 
 It is Nucleotide Transformer's recipe (15 % of the 6-mers masked) at a size that a workstation
 trains; transformers' Trainer does the work and resumes from its own checkpoints.
 Invariants: weights are written when training has ended, never over another model; a run with
-other options or sequences is refused.
+other options or sequences is refused; what is drawn at random follows from the seed, the epoch and
+the sequence alone, so that a resumed run ends as an uninterrupted one.
 """
 
 import dataclasses
@@ -12,21 +13,21 @@ import hashlib
 import json
 import logging
 import shutil
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from transformers import (
-    AutoModelForMaskedLM,
     DataCollatorForLanguageModeling,
     Trainer,
+    TrainerCallback,
     TrainingArguments,
 )
+from transformers.trainer_pt_utils import get_length_grouped_indices
 
-from ..encode.architecture import write_model
+from ..encode.architecture import new_model
 from ..encode.model import no_bars
 from ..encode.packing import FIRST_POSITION
 from ..errors import ConfigError, InputError
@@ -41,27 +42,82 @@ from .data import Augmentation
 log = logging.getLogger("bioscan_xla.pretrain")
 
 _RECORD = "pretraining.json"
+_SAVE_STEPS = 500
 _MASKED = 0.15  # Dalla-Torre et al. (2024), https://doi.org/10.1038/s41592-024-02523-z
 
 
 class _Sequences(torch.utils.data.Dataset):
-    """Distinct sequences, each time from a random frame and strand, cut to the model's window."""
+    """Distinct sequences, in each epoch from a random frame and strand, cut to the model's window.
+
+    Attributes:
+        epoch: the epoch that is read, from 0.
+    """
 
     def __init__(self, sequences: list[str], max_tokens: int, seed: int):
-        self.sequences, self.max_tokens = sequences, max_tokens
-        self._rng = torch.Generator().manual_seed(seed)
+        self.sequences, self.max_tokens, self.seed = sequences, max_tokens, seed
+        self.epoch = 0
         self._augmentation = Augmentation()
 
     def __len__(self) -> int:
         return len(self.sequences)
 
     def __getitem__(self, row: int) -> dict[str, Any]:
-        seed = int(torch.randint(2**31, (1,), generator=self._rng))
-        rng = np.random.default_rng(seed)
+        rng = np.random.default_rng([self.seed, self.epoch, row])
         ids = tokenize([self._augmentation.apply(self.sequences[row], rng)]).values
         room = self.max_tokens - 1
         start = int(rng.integers(1, max(2, len(ids) - room + 1)))
-        return {"input_ids": [int(ids[0]), *ids[start : start + room].tolist()]}
+        tokens = [int(ids[0]), *ids[start : start + room].tolist()]
+        return {"input_ids": tokens, "mask_seed": int(rng.integers(2**31))}
+
+
+class _ByLength(torch.utils.data.Sampler):
+    """The rows of an epoch in random order, sequences of similar length beside each other."""
+
+    def __init__(self, data: _Sequences, batch_size: int):
+        self._data, self._batch_size = data, batch_size
+        self._lengths = [len(text) for text in data.sequences]
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def __iter__(self) -> Iterator[int]:
+        rng = np.random.default_rng([self._data.seed, self._data.epoch])
+        generator = torch.Generator().manual_seed(int(rng.integers(2**63)))
+        return iter(get_length_grouped_indices(self._lengths, self._batch_size, None, generator))
+
+
+class _Epoch(TrainerCallback):
+    """Tells the data which epoch is read."""
+
+    def __init__(self, data: _Sequences):
+        self._data = data
+
+    def on_epoch_begin(self, arguments: Any, state: Any, control: Any, **_: Any) -> None:
+        self._data.epoch = int(state.epoch)
+
+
+class _Trainer(Trainer):
+    """Trainer whose batches follow from the epoch, not from what was drawn before."""
+
+    def get_train_dataloader(self) -> Any:
+        """Batches of `_ByLength`."""
+        data: Any = self.train_dataset
+        size = self.args.train_batch_size
+        return self.accelerator.prepare(
+            torch.utils.data.DataLoader(
+                data, size, sampler=_ByLength(data, size), collate_fn=self.data_collator
+            )
+        )
+
+
+class _Mask(DataCollatorForLanguageModeling):
+    """Masks a batch by the seed of its first sequence."""
+
+    def __call__(self, examples: list[dict[str, Any]], return_tensors: str | None = None) -> Any:
+        rows = [{"input_ids": example["input_ids"]} for example in examples]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(examples[0]["mask_seed"])
+            return super().__call__(rows, return_tensors)
 
 
 def pretrain(config: PretrainConfig) -> dict[str, Any]:
@@ -78,9 +134,8 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
     if finished is not None:
         log.info("%s is finished: nothing to do", output)
         return finished
-    with tempfile.TemporaryDirectory() as begun, no_bars():
-        write_model(begun, config.hidden, config.layers, config.heads, config.seed)
-        model = AutoModelForMaskedLM.from_pretrained(begun)
+    # A model that was loaded would be saved under names that a resumed run does not find.
+    model = new_model(config.hidden, config.layers, config.heads, config.seed)
     tokenizer = load_tokenizer()
     data = _Sequences(sequences, model.config.max_position_embeddings - FIRST_POSITION, config.seed)
     arguments = TrainingArguments(
@@ -95,16 +150,16 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
         use_cpu=config.device == "cpu",
         seed=config.seed,
         logging_steps=50,
-        save_steps=500,
+        save_steps=_SAVE_STEPS,
         save_total_limit=1,
         report_to=[],
-        train_sampling_strategy="group_by_length",
     )
-    trainer = Trainer(
+    trainer = _Trainer(
         model,
         arguments,
         train_dataset=data,
-        data_collator=DataCollatorForLanguageModeling(tokenizer, mlm_probability=_MASKED),
+        data_collator=_Mask(tokenizer, mlm_probability=_MASKED),
+        callbacks=[_Epoch(data)],
     )
     found = any((output / "checkpoints").glob("checkpoint-*"))
     result = trainer.train(resume_from_checkpoint=found or None)
