@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from transformers import (
     DataCollatorForLanguageModeling,
+    EsmForMaskedLM,
     Trainer,
     TrainerCallback,
     TrainingArguments,
@@ -109,6 +110,12 @@ class _Trainer(Trainer):
             )
         )
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        # By itself Trainer skips the layer norms, which `save_pretrained` writes as gamma and beta.
+        with no_bars():
+            saved = EsmForMaskedLM.from_pretrained(resume_from_checkpoint)
+        (model or self.model).load_state_dict(saved.state_dict())
+
 
 class _Mask(DataCollatorForLanguageModeling):
     """Masks a batch by the seed of its first sequence."""
@@ -134,7 +141,6 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
     if finished is not None:
         log.info("%s is finished: nothing to do", output)
         return finished
-    # A model that was loaded would be saved under names that a resumed run does not find.
     model = new_model(config.hidden, config.layers, config.heads, config.seed)
     tokenizer = load_tokenizer()
     data = _Sequences(sequences, model.config.max_position_embeddings - FIRST_POSITION, config.seed)
