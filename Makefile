@@ -11,7 +11,7 @@ SOURCES := pyproject.toml setup.cfg
 demo: $(VENV)/installed
 	$(BIN)/python -m bioscan_xla.sample demo
 	$(BIN)/python -m bioscan_xla.embed --config configs/embed_demo.yaml
-	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no \
+	$(BIN)/accelerate launch --quiet --num_processes 1 --num_machines 1 --mixed_precision no \
 		--dynamo_backend no launch/finetune.py --config configs/finetune_demo.yaml
 	$(BIN)/python -m bioscan_xla.classify --input demo/asv.fasta --reference demo/embeddings.db \
 		--table demo/counts.tsv --samples demo/samples.tsv --output demo/classified

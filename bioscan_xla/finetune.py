@@ -1,6 +1,6 @@
 """Fine-tune a LoRA adapter and seven taxonomy heads: the command and the function.
 
-`accelerate launch launch/finetune.py --config configs/finetune_demo.yaml` runs it.
+`accelerate launch --quiet launch/finetune.py --config configs/finetune_demo.yaml` runs it.
 """
 
 import os
@@ -138,5 +138,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
         },
         demo_note="No options given: fine-tuning the shipped encoder bioscan-small on the built-in "
         "sample (demo/sample.parquet) into demo/classifier. Your own data: "
-        "accelerate launch launch/finetune.py --train FILES --output FOLDER",
+        "accelerate launch --quiet launch/finetune.py --train FILES --output FOLDER",
     )

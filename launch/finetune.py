@@ -1,4 +1,4 @@
-"""Fine-tune: `accelerate launch launch/finetune.py --config configs/finetune_demo.yaml`."""
+"""Fine-tune: `accelerate launch --quiet launch/finetune.py --config configs/finetune_demo.yaml`."""
 
 import sys
 

@@ -180,7 +180,7 @@ def test_the_slice_runs_one_fine_tuning_on_all_its_hosts(monkeypatch):
     monkeypatch.chdir(ROOT)
     path = LAUNCH / "gke-jobset-finetune.yaml"
     command, words = command_of(path)
-    assert command == ["accelerate", "launch", "launch/finetune.py"]
+    assert command == ["accelerate", "launch", "--quiet", "launch/finetune.py"]
     config = parse(FinetuneConfig, words, "finetune")
     assert config.device == "xla"
     pod, job = pod_of(path)

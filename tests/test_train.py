@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -164,6 +165,22 @@ def test_outputs_are_added_to_a_finished_run_and_an_upload_that_fails_keeps_it(
     after = trained(options["output"])
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert finetune(FinetuneConfig(**options))["num_epochs"] == 2  # and without them again
+
+
+def test_an_error_under_the_launcher_is_one_message(training_sample, tmp_path):
+    """As the Makefile calls it; without --quiet the launcher adds a traceback of its own."""
+    makefile = Path(ROOT, "Makefile").read_text().replace("\\\n", " ")
+    (flags,) = re.findall(r"accelerate launch (.*?) launch/finetune.py", makefile)
+    words = ["--train", training_sample, "--model", "no/such/folder", "--output", tmp_path / "out"]
+    ended = run_python(
+        *("-m", "accelerate.commands.launch", *flags.split(), ROOT / "launch/finetune.py", *words),
+        check=False,
+    )
+    assert ended.returncode == 1
+    assert ended.stderr.splitlines()[-1] == (
+        "error: no/such/folder: there is no such folder; check the path"
+    )
+    assert "Traceback" not in ended.stderr
 
 
 def test_a_resumed_run_keeps_the_commit_that_it_began_with(options, monkeypatch):

@@ -93,7 +93,7 @@ class _Epoch(TrainerCallback):
     def __init__(self, data: _Sequences):
         self._data = data
 
-    def on_epoch_begin(self, arguments: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._data.epoch = int(state.epoch)
 
 
@@ -114,7 +114,8 @@ class _Trainer(Trainer):
         # By itself Trainer skips the layer norms, which `save_pretrained` writes as gamma and beta.
         with no_bars():
             saved = EsmForMaskedLM.from_pretrained(resume_from_checkpoint)
-        (model or self.model).load_state_dict(saved.state_dict())
+        loaded: Any = model or self.model
+        loaded.load_state_dict(saved.state_dict())
 
 
 class _Mask(DataCollatorForLanguageModeling):
