@@ -234,7 +234,7 @@ def test_another_reference_or_option_is_refused_with_the_difference(data, done, 
     ("options", "words"),
     [
         ({"threshold": {"genos": 0.5}}, "genos"),
-        ({"precision": 1.5}, "share from 0 to 1"),
+        ({"precision": 1.5}, "must be from 0 to 1"),
         ({"samples": ["x.tsv"]}, "pass --table"),
         ({"candidates": "vector"}, "need a model"),
         ({"table": "nowhere.tsv"}, "nowhere.tsv: no such count table"),
@@ -400,7 +400,7 @@ def test_words_are_counted_exactly():
 
 
 def test_config_error_is_a_config_error():
-    with pytest.raises(ConfigError, match="no reference was named"):
+    with pytest.raises(ConfigError, match="no reference given"):
         run_classification_pipeline("x.fasta", "", "out")
 
 

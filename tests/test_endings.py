@@ -107,7 +107,7 @@ def test_the_last_record_alone_does_not_accuse_the_model(tmp_path, options, monk
             ">a\nMKLVEEF\n>b\nMEEPQSD\n",
             "all 2 records of the input were rejected",
         ),
-        ("empty.fasta", "", "the input holds no record"),
+        ("empty.fasta", "", "the input has no records"),
         ("n.fasta", f">a\n{'N' * 30}\n", r"only n (1)"),
     ],
 )

@@ -126,7 +126,7 @@ def test_a_model_rewritten_in_place_is_refused(folder, fasta, tmp_path):
     _load.cache_clear()
     with pytest.raises(ModelError, match=r"weights_sha256: the table has .*, the search has"):
         search_sequences(db, [QUERY], k=1, device="cpu")
-    with pytest.raises(ModelError, match="not the one that made the table"):
+    with pytest.raises(ModelError, match="not the model that made the table"):
         lancedb.connect(db).open_table("embeddings").search(QUERY).limit(1).to_list()
     with pytest.raises(TableError, match="weights_sha256"):
         run_embedding_pipeline(fasta, db, model=str(folder), **OPTIONS)
@@ -141,7 +141,7 @@ def test_a_moved_model_is_the_same_model(folder, fasta, tmp_path, capsys):
     (before,) = search_sequences(db, [QUERY], k=1, device="cpu")
     _load.cache_clear()
     folder = str(shutil.move(folder, tmp_path / "elsewhere"))
-    with pytest.raises(ModelError, match=r"not there now.*--model FOLDER"):
+    with pytest.raises(ModelError, match=r"no longer exists.*--model FOLDER"):
         search_sequences(db, [QUERY], k=1, device="cpu")
     adapter = shutil.move(adapter, tmp_path / "there")
     with pytest.raises(ModelError, match=r"not there now.*--adapter FOLDER"):

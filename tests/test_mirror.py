@@ -98,7 +98,7 @@ def test_tables_without_a_common_file_are_strangers():
 
 
 def test_a_drive_that_is_not_mounted_is_told(tmp_path):
-    with pytest.raises(TableError, match="is the drive mounted"):
+    with pytest.raises(TableError, match="mount the drive"):
         check_mirror(tmp_path / "db", tmp_path / "not/mounted")
 
 
@@ -107,7 +107,7 @@ def test_a_failing_copy_is_only_a_warning(tmp_path, caplog):
     fill(make(tmp_path / "db"), 0, 5)
     copier = mirror.Mirror(str(tmp_path / "db"), str(tmp_path / "file"))
     copier.finish()
-    assert "is the folder mounted" in caplog.text
+    assert "check the mount" in caplog.text
 
 
 def test_no_copy_before_half_an_hour(tmp_path, monkeypatch):

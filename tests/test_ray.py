@@ -184,7 +184,7 @@ def test_killed_workers(two_cpus, many, tmp_path, options, monkeypatch, caplog):
     assert not thread.is_alive()
     assert not errors
     assert len(killed) == 3
-    assert caplog.text.count("another goes on") >= 3
+    assert caplog.text.count("another takes over") >= 3
     assert "rows" in caplog.text
     _is_whole(tmp_path / "db", many)
 

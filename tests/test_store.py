@@ -111,7 +111,7 @@ def test_a_failed_append_changes_nothing(tmp_path, monkeypatch):
         raise OSError("No space left on device")
 
     monkeypatch.setattr(type(store.table), "add", broken)
-    with pytest.raises(TableError, match="What was committed before is kept"):
+    with pytest.raises(TableError, match="Committed rows are kept"):
         fill(store, 5, 5)
     assert make(tmp_path).count_rows() == 5
 

@@ -239,7 +239,7 @@ def test_what_cannot_be_copied_is_told(tmp_path, without_rclone):
     (source / "inside").mkdir(parents=True)
     (source / "a.txt").write_text("a")
     for path, target, message in (
-        (source / "nowhere", tmp_path / "gone", "nowhere: leads nowhere"),
+        (source / "nowhere", tmp_path / "gone", "nowhere: a dangling link"),
         (source / "inside/loop", source, "loop: this link leads back"),
     ):
         path.symlink_to(target)

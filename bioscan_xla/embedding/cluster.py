@@ -1,10 +1,10 @@
-"""Chunks over the workers of a Ray cluster: what `--engine ray` runs in place of `pipeline.run`.
+"""Chunks over the workers of a Ray cluster: `--engine ray` runs it in place of `pipeline.run`.
 
-Enters: a store and chunks of records. Leaves: rows in the table, and what happened. Guaranteed: the
-driver alone reads, judges and commits, so rows and rejections are those of one process; workers
+Input: a store and chunks of records. Output: rows in the table, and the outcome. Invariants: only
+the driver reads, checks and commits, so rows and rejections are those of one process; workers
 compute vectors and write them as Lance fragments that no version of the table refers to until the
-driver commits them; a chunk whose worker died is computed by another, and what the dead one may
-have left is never committed; the chunks under way are bounded.
+driver commits them; if a worker dies, another computes its chunk, and fragments that the dead one
+left are never committed; the number of chunks in progress is bounded.
 """
 
 import logging
@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it reports to its makers otherwise
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no usage reports to its developers
 
 import numpy as np
 import pyarrow as pa
@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 _IN_FLIGHT = 2  # chunks a worker has: one on the device, one being tokenized or written
 _ATTEMPTS = 5  # workers that may die over one chunk, or starts of one worker that may fail
-_START_SECONDS = 120.0  # a worker that fails to start for so long is given up
+_START_SECONDS = 120.0  # a worker that fails to start for so long is abandoned
 _POLL_SECONDS = 0.2
 _WARN_SECONDS = 60.0
 
@@ -58,7 +58,7 @@ class _Member:
 
 @dataclass
 class _Task:
-    """A chunk under way; `chunk` None asks the worker to describe itself."""
+    """A chunk in progress; `chunk` None asks the worker to describe itself."""
 
     member: _Member
     chunk: Chunk | None = None
@@ -92,7 +92,7 @@ class Workers:
 
     @classmethod
     def connect(cls, device: str, dtype: str | None, count: int | None) -> "Workers":
-        """Join the cluster that the process is in or that RAY_ADDRESS names, else make one here.
+        """Join the cluster of this host or the one that RAY_ADDRESS names, else start one here.
 
         Args:
             device: `auto` (TPU, then GPU, then CPU, as the cluster has them) or one of these.
@@ -172,7 +172,7 @@ class Workers:
         Raises:
             TableError: rows could not be written, by a worker or by the driver.
             ModelError: as `pipeline.run`.
-            DeviceError: no worker is left, or one chunk was the end of several.
+            DeviceError: no worker is left, or one chunk killed several.
         """
         stop = stop or threading.Event()
         outcome = Outcome()
@@ -225,7 +225,7 @@ class Workers:
                 try:
                     self._collect(done)
                 except BioscanError as error:
-                    failure = failure or error  # the others give what they have first
+                    failure = failure or error  # first collect what the others have
         finally:
             reader.close()
             writer.close()
@@ -235,7 +235,7 @@ class Workers:
         return outcome
 
     def close(self) -> None:
-        """End the workers; and the cluster, where `connect` made or joined it."""
+        """Stop the workers, and the cluster if `connect` started or joined it."""
         for member in self._members:
             ray.kill(member.actor)
         if self._owns_cluster:
@@ -259,7 +259,7 @@ class Workers:
         member.busy += 1
 
     def _collect(self, done: Callable[[Chunk, Computed], None] | None) -> None:
-        """Wait a moment for workers and take what they have."""
+        """Wait briefly for workers and collect their results."""
         ready, _ = ray.wait(
             list(self._tasks), num_returns=len(self._tasks), timeout=0, fetch_local=True
         )
@@ -277,7 +277,7 @@ class Workers:
                     raise error.cause from None
                 raise DeviceError(
                     f"worker {task.member.number} failed{_where(task.chunk)}: {error.cause!r}; "
-                    "what was committed is kept: run again to resume"
+                    "committed rows are kept: run again to resume"
                 ) from error
             else:
                 if task.chunk is None:
@@ -296,7 +296,7 @@ class Workers:
         if unlike := compared.different + compared.unknown:
             names = self._first.host, described.host
             raise ConfigError(
-                f"host {described.host} would make other vectors than {self._first.host}:\n"
+                f"host {described.host} would give other vectors than {self._first.host}:\n"
                 + "\n".join(describe(unlike, self.fingerprint, described.fingerprint, names))
                 + "\nGive all hosts the same model, packages and --dtype"
             )
@@ -317,17 +317,17 @@ class Workers:
             down = time.monotonic() - member.down_since
             if member.failed_starts >= _ATTEMPTS and down > _START_SECONDS:
                 self._members.remove(member)
-                log.warning("worker %d is given up: down for %.0f s", member.number, down)
+                log.warning("worker %d is abandoned: down for %.0f s", member.number, down)
                 if not self._members:
                     raise DeviceError(f"no worker is left; the last died with: {error}") from error
                 return
             self._describe(member)
             return
-        log.warning("worker %d died%s; another goes on", member.number, _where(task.chunk))
+        log.warning("worker %d died%s; another takes over", member.number, _where(task.chunk))
         if task.deaths + 1 >= _ATTEMPTS:
             raise DeviceError(
                 f"{_ATTEMPTS} workers died{_where(task.chunk)}, the last with: {error}; is their "
-                "memory too small? What was committed is kept: run again to resume"
+                "memory too small? Committed rows are kept: run again to resume"
             ) from error
         self._again.append(_Task(member, task.chunk, task.deaths + 1))
         if member.ready:
@@ -355,7 +355,7 @@ def _connect() -> None:
                 f"no Ray cluster answers at RAY_ADDRESS {named}; start it with `ray start`, or "
                 "unset RAY_ADDRESS to use this machine alone"
             ) from error
-        # Of this machine alone: it listens on no address that others could reach.
+        # For this machine only: it listens on no address that others could reach.
         ray.init(address="local", include_dashboard=False, _node_ip_address="127.0.0.1", **quiet)
 
 
@@ -387,7 +387,7 @@ def _resources(device: str, count: int | None) -> tuple[str, dict[str, Any], int
     # A CPU, or XLA on one: a host's cores are divided among the workers that it gets.
     hosts = [node for node in nodes if node.get("CPU", 0) >= 1]
     if not hosts:
-        raise ConfigError("the cluster has no CPU to give; start its nodes with --num-cpus")
+        raise ConfigError("the cluster has no free CPU; start its nodes with --num-cpus")
     cores = min(int(node["CPU"]) for node in hosts)
     share = max(1, cores // -(-(count or len(hosts)) // len(hosts)))
     return device, {"num_cpus": share}, share, len(hosts)

@@ -1,10 +1,10 @@
-"""The road from records to committed rows: reader, device and writer side by side.
+"""From records to committed rows: reader, device and writer run in parallel.
 
-Input: an encoder, a store and chunks of records. Output: rows in the table, and what happened.
-Invariants: queues are bounded, rows are committed in whole appends only, and whatever ends the
-run (a broken file, a signal, a full disk) all vectors computed until then are committed first
-where the table can still be written. A model most of whose vectors are not finite ends the run,
-and its records are left to do.
+Input: an encoder, a store and chunks of records. Output: rows in the table, and the outcome.
+Invariants: queues are bounded; rows are committed in whole appends only; whatever ends the run (a
+damaged file, a signal, a full disk), all vectors computed so far are committed first if the table
+can still be written. If most vectors of a model are not finite, the run stops and their records
+stay to be done.
 """
 
 import functools
@@ -43,11 +43,11 @@ def run(
         encoder: the loaded model.
         store: the open table.
         chunks: from the reader.
-        commit_rows: commit when so many rows wait.
-        commit_seconds: commit at least so often.
-        max_sequences: stop after so many sequences.
+        commit_rows: commit when this many rows are waiting.
+        commit_seconds: commit at least this often.
+        max_sequences: stop after this many sequences.
         max_errors: stop when more records than this were rejected.
-        stop: set it from outside to finish early, with a commit.
+        stop: set it to finish early, with a commit.
         on_progress: called after each chunk.
         on_commit: called after each commit, on the writer's thread.
 
@@ -87,7 +87,7 @@ def sample_norms(vectors: np.ndarray, ready: np.ndarray) -> np.ndarray:
 def make_part(
     chunk: Chunk, vectors: np.ndarray, ready: np.ndarray, schema: pa.Schema
 ) -> Part[pa.Table]:
-    """Rows of a computed chunk as the table has them, and all that is rejected of it.
+    """Rows of a computed chunk in the table's schema, and its rejected records.
 
     Args:
         chunk: records.

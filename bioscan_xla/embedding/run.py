@@ -1,7 +1,7 @@
 """An embedding run, from a config to a table.
 
 Input: a config. Output: the table, `rejected.parquet` beside it, and the figures of the run.
-Invariants: run again after any interruption, it resumes where the table ends.
+Invariants: after any interruption, running it again resumes where the table ends.
 """
 
 import functools
@@ -42,14 +42,14 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("bioscan_xla.embed")
 
-# Rows read at a time: enough to sort by length and fill batches, little enough to hold.
+# Rows read at a time: enough to sort by length and fill batches, few enough to keep in memory.
 _CHUNK_ROWS = {"cpu": 1024, "cuda": 8192, "xla": 8192}
 
 
 def embed(config: EmbedConfig, commit_by_time: bool = True) -> dict[str, Any]:
     """Run a config; returns what `bioscan_xla.embed.run_embedding_pipeline` documents.
 
-    `failure` besides is the error of files that could not be read to their end, or None.
+    The key `failure` is added: the error for files that could not be read in full, or None.
     """
     name, revision = resolve_base(config.model, config.revision, config.adapter)
     config = replace(config, model=name, revision=revision)
@@ -68,7 +68,7 @@ def _engine(config: EmbedConfig) -> Iterator[tuple[str, Callable[..., "Encoder |
         from .cluster import Workers
     except ImportError as error:
         raise ConfigError(
-            f"engine is ray, and it cannot be imported ({error}); pip install 'bioscan_xla[ray]'"
+            f"engine is ray, but it cannot be imported ({error}); pip install 'bioscan_xla[ray]'"
         ) from error
     workers = Workers.connect(config.device, config.dtype, config.workers)
     try:
@@ -165,7 +165,7 @@ def _open_mirror(config: EmbedConfig) -> Mirror | None:
     if config.mirror is None:
         return None
     if is_remote(config.db):
-        raise ConfigError(f"mirror needs a local database, and db is {config.db}; leave mirror out")
+        raise ConfigError(f"mirror needs a local database, but db is {config.db}; remove mirror")
     if Path(config.mirror).resolve() == Path(config.db).resolve():
         raise ConfigError("mirror and db are the same folder; name another for the copy")
     restore(config.mirror, config.db, config.table)
@@ -174,7 +174,7 @@ def _open_mirror(config: EmbedConfig) -> Mirror | None:
 
 
 def _rule(reading: ReadOptions) -> str:
-    """All that decides whether a record is rejected."""
+    """Everything that decides whether a record is rejected."""
     return json.dumps(
         {
             "columns": dict(sorted(reading.columns.items())),

@@ -1,4 +1,4 @@
-"""What a run says at its end, and its exit status.
+"""The summary of a run and its exit status.
 
 Input: the options and the figures of a run. Output: text, and a number for the shell.
 Invariants: status 0 means that every usable record of the input, or of this process's share, is in
@@ -15,7 +15,7 @@ NOTHING_USABLE = 2
 
 
 def exit_status(config: EmbedConfig, result: dict[str, Any]) -> int:
-    """128 + signal where interrupted, 1 after a read error, 2 where nothing is usable, else 0."""
+    """128 + signal if interrupted, 1 after a read error, 2 if nothing is usable, else 0."""
     if result["interrupted"]:
         return 128 + result["interrupted"]
     if result["failure"] is not None:
@@ -63,7 +63,7 @@ def summarise(config: EmbedConfig, result: dict[str, Any]) -> str:
 
 
 def _is_nothing_usable(config: EmbedConfig, result: dict[str, Any]) -> bool:
-    """True where no record of the input, or none of those that this process read, is usable."""
+    """True if no record of the input, or none that this process read, is usable."""
     if result["usable"] or result["interrupted"] or result["failure"] is not None:
         return False
     return bool(result["sequences_processed"]) or config.process_count == 1
@@ -71,7 +71,7 @@ def _is_nothing_usable(config: EmbedConfig, result: dict[str, Any]) -> bool:
 
 def _why_nothing_is_usable(config: EmbedConfig, result: dict[str, Any], rejected: str) -> str:
     if not result["sequences_processed"] and not result["already_done"]:
-        return "no usable sequence: the input holds no record; is it the right file?"
+        return "no usable sequence: the input has no records; is it the right file?"
     if not result["sequences_processed"]:
         return (
             "no usable sequence: every record of the input was rejected by an earlier run; see "

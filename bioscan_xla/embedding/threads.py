@@ -1,10 +1,9 @@
-"""The two ends of a run, each on a thread of its own: the reader ahead, the writer behind.
+"""The two ends of a run, each on its own thread: the reader ahead, the writer behind.
 
 Input: an iterator of what is to be computed; what makes the parts that are to be committed.
-Output: items in their order; rows in the table, and what happened.
-Invariants: queues are bounded; after a failure nobody waits for ever; rows are committed in whole
-appends only. A model most of whose vectors are not finite ends the run, and its records are left
-to do.
+Output: items in order; rows in the table, and the outcome.
+Invariants: queues are bounded; a failure causes no deadlock; rows are committed in whole appends
+only. If most vectors of a model are not finite, the run stops and their records stay to be done.
 """
 
 import queue
@@ -83,7 +82,7 @@ class Part(Generic[T]):
 
 
 class Reader(Generic[T]):
-    """Takes items (chunks, prepared jobs) from an iterator ahead of who needs them, on a thread."""
+    """Prefetches items (chunks, prepared jobs) from an iterator on a thread."""
 
     def __init__(self, items: Iterator[T], stop: threading.Event):
         self.error: BaseException | None = None
@@ -94,7 +93,7 @@ class Reader(Generic[T]):
         self._thread.start()
 
     def items(self) -> Iterator[T]:
-        """Yield items until they end, break off (`error`), or the run is stopped."""
+        """Yield items until they end, fail (`error`), or the run is stopped."""
         while not self._stop.is_set():
             try:
                 item = self._queue.get(timeout=_POLL_SECONDS)
@@ -110,7 +109,7 @@ class Reader(Generic[T]):
         self._thread.join()
 
     def end(self, outcome: Outcome) -> None:
-        """Tell the outcome what ended the input early; raise what is not the input's fault."""
+        """Record what ended the input early; raise errors that are not the input's fault."""
         if isinstance(self.error, InputError):
             outcome.failure = self.error
         elif self.error is not None:
@@ -136,7 +135,7 @@ class Reader(Generic[T]):
 
 
 class Writer(Generic[T]):
-    """Collects parts and commits them by number of rows and by time, on a thread of its own."""
+    """Collects parts and commits them by number of rows and by time, on its own thread."""
 
     def __init__(
         self,
@@ -169,7 +168,7 @@ class Writer(Generic[T]):
         self._queue.put(make)
 
     def close(self) -> None:
-        """Commit what waits and end the thread; raises what went wrong on it."""
+        """Commit what is waiting and end the thread; raises any error from it."""
         self._queue.put(None)
         self._thread.join()
         if self.error is not None:
@@ -192,7 +191,7 @@ class Writer(Generic[T]):
                 due = time.monotonic() + self._commit_seconds
 
     def _guard(self, function: Callable[..., None], *arguments: object) -> None:
-        """After a failure go on emptying the queue, so that nobody waits for ever."""
+        """After a failure, keep emptying the queue so that nothing blocks on it."""
         if self.error is None:
             try:
                 function(*arguments)
@@ -210,7 +209,7 @@ class Writer(Generic[T]):
         self._check_model()
 
     def _check_model(self, is_end: bool = False) -> None:
-        """Give up, with a commit of what is good, where most vectors are not finite."""
+        """Stop, after committing the good ones, if most vectors are not finite."""
         num_bad = self._outcome.not_finite
         if 2 * num_bad <= self._computed or not (num_bad >= _MANY_BAD or is_end):
             return
@@ -223,7 +222,7 @@ class Writer(Generic[T]):
         model = read_fingerprint(self._store.table).get("model", "")
         raise ModelError(
             f"model {model!r} gives no usable vectors: {num_bad} of {self._computed} are not "
-            "finite. Their records are left to do. Are its weights whole? Take another model, or "
+            "finite. Their records stay to be done. Check its weights, use another model, or use "
             "--dtype float32 and --vector-dtype float32 if its numbers are too large"
         )
 

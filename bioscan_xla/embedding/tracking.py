@@ -1,6 +1,6 @@
 """Weights & Biases and TensorBoard, on request.
 
-Input: figures of a run. Output: a run there. Invariants: a tracker that fails never stops the work.
+Input: figures of a run. Output: a run there. Invariants: a failing tracker never stops the work.
 """
 
 import json
@@ -78,8 +78,8 @@ class Tracker:
     def _guard(self, function: Any, *arguments: Any) -> None:
         try:
             function(*arguments)
-        except Exception as error:  # whatever it is, it is not worth a month of compute
-            log.warning("the tracker %s failed and is left out from here on: %s", self._name, error)
+        except Exception as error:  # no tracker error may end a month of compute
+            log.warning("the tracker %s failed and is off from now on: %s", self._name, error)
             self._run = None
 
 
@@ -127,9 +127,9 @@ class TrainingTracker:
             return
         try:
             getattr(self._accelerator, method)(*arguments)
-        except Exception as error:  # whatever it is, it is not worth the training
+        except Exception as error:  # no tracker error may end the training
             self._leave(error)
 
     def _leave(self, error: Exception) -> None:
-        log.warning("the tracker failed and is left out from here on: %s", error)
+        log.warning("the tracker failed and is off from now on: %s", error)
         self._accelerator = None

@@ -1,7 +1,7 @@
-"""What runs on the machines of a Ray cluster: one encoder on one device, in a process of its own.
+"""Runs on the machines of a Ray cluster: one encoder on one device, in its own process.
 
-Enters: chunks of records. Leaves: Lance fragments that no version of the table refers to yet, and
-what the driver has to know of them. It knows nothing of Ray.
+Input: chunks of records. Output: Lance fragments that no version of the table refers to yet, and
+their description for the driver. Invariants: nothing here depends on Ray.
 """
 
 import os
@@ -51,7 +51,7 @@ class Computed:
 
 
 class Worker:
-    """One encoder on one device, in a process of its own."""
+    """One encoder on one device, in its own process."""
 
     def __init__(self, device: str, dtype: str | None, threads: int, model: Mapping[str, Any]):
         """Only keeps the options: an error in here would reach the driver without its type.
@@ -98,7 +98,7 @@ class Worker:
         return Computed(part, sample_norms(vectors, ready), totals, encoder.compiles)
 
     def stop(self) -> None:
-        """Finish the batch on the device and begin no other."""
+        """Finish the batch on the device and start no other."""
         self._stop.set()
 
     def _load(self) -> Encoder:

@@ -8,14 +8,14 @@ from ..errors import ConfigError
 
 DEFAULT_MODEL = "InstaDeepAI/nucleotide-transformer-2.5b-multi-species"
 SAMPLE = "demo/sample.parquet"
-"""Where the built-in sample is written for those who have no data yet."""
+"""Where demos write the built-in sample."""
 DEVICES = ("auto", "xla", "cuda", "cpu")
 DTYPES = (None, "bfloat16", "float32")
 TRACKERS = ("none", "wandb", "tensorboard")
 
 
 def check_choices(config: Any, choices: Mapping[str, tuple]) -> None:
-    """Refuse a value that is none of its key's choices."""
+    """Refuse a value that is not one of its key's choices."""
     for key, known in choices.items():
         if getattr(config, key) not in known:
             names = ", ".join(str(name) for name in known if name)
@@ -23,7 +23,7 @@ def check_choices(config: Any, choices: Mapping[str, tuple]) -> None:
 
 
 def check_least(config: Any, least: Mapping[str, int]) -> None:
-    """Refuse a value that is below its key's least."""
+    """Refuse a value below its key's minimum."""
     for key, lowest in least.items():
         value = getattr(config, key)
         if value is not None and value < lowest:
@@ -31,21 +31,21 @@ def check_least(config: Any, least: Mapping[str, int]) -> None:
 
 
 def check_shares(config: Any, keys: Sequence[str]) -> None:
-    """Refuse a share that is not from 0 to 1; NaN is not."""
+    """Refuse a fraction outside 0 to 1, and NaN."""
     for key in keys:
         if not 0 <= getattr(config, key) <= 1:
-            raise ConfigError(f"{key} is {getattr(config, key)}; it is a share from 0 to 1")
+            raise ConfigError(f"{key} is {getattr(config, key)}; it must be from 0 to 1")
 
 
 def check_positive(config: Any, keys: Sequence[str]) -> None:
-    """Refuse a number that is not above 0; NaN is not."""
+    """Refuse a number that is not above 0, and NaN."""
     for key in keys:
         if not getattr(config, key) > 0:
             raise ConfigError(f"{key} is {getattr(config, key)}; it must be above 0")
 
 
 def set_list(config: Any, key: str) -> None:
-    """Make a list of strings of what may be one string, one path or several."""
+    """Make a list of strings from one string, one path or several."""
     value = getattr(config, key)
     items = [value] if isinstance(value, str | Path) else list(value or ())
     object.__setattr__(config, key, [str(item) for item in items])

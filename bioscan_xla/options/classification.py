@@ -13,7 +13,7 @@ from .checks import DEVICES, check_choices, check_least, check_shares, set_list
 class ClassifyConfig:
     """Name sequences by their nearest references, with the evidence beside each name.
 
-    Run it again with the same options to resume: what is named is not computed again.
+    Run it again with the same options to resume: named sequences are not computed again.
     """
 
     input: list[str] | str = ()  # type: ignore[assignment]
@@ -123,7 +123,7 @@ class ClassifyConfig:
             if rank not in RANKS:
                 raise ConfigError(f"threshold names {rank!r}; ranks are {', '.join(RANKS)}")
             if not 0 <= value <= 1:
-                raise ConfigError(f"threshold of {rank} is {value}; it is a share from 0 to 1")
+                raise ConfigError(f"threshold of {rank} is {value}; it must be from 0 to 1")
         has_heads = self.model is not None and (Path(self.model) / "heads.safetensors").is_file()
         if self.method != "neighbours" and not has_heads:
             raise ConfigError(
@@ -132,13 +132,13 @@ class ClassifyConfig:
             )
         if not self.reference and self.method != "heads":
             raise ConfigError(
-                "no reference was named; pass --reference with a database made by embed or a "
+                "no reference given; pass --reference with a database made by embed or a "
                 "labelled FASTA or Parquet file"
             )
         if self.samples and not self.table:
-            raise ConfigError("samples belong to the columns of a count table; pass --table too")
+            raise ConfigError("samples describe the columns of a count table; pass --table too")
         if self.remove_controls and not self.samples:
-            raise ConfigError("which samples are controls is told by --samples; pass it too")
+            raise ConfigError("--samples says which samples are controls; pass it too")
 
 
 @dataclass(frozen=True)
@@ -167,4 +167,4 @@ class ReferenceConfig:
         """Check what needs no file."""
         check_choices(self, {"action": ("check",), "header_taxonomy": (None, "sintax", "silva")})
         if not self.reference:
-            raise ConfigError("no reference was named; pass a database or a labelled file")
+            raise ConfigError("no reference given; pass a database or a labelled file")

@@ -92,13 +92,13 @@ class EmbedConfig:
     """Sequences with a larger share of N are rejected."""
 
     max_errors: int | None = None
-    """Stop when more records than this had to be rejected; by default never."""
+    """Stop when more records than this are rejected; by default never."""
 
     max_sequences: int | None = None
     """Embed at most this many sequences in this run."""
 
     commit_rows: int = 10_000
-    """Commit when this many rows wait."""
+    """Commit when this many rows are waiting."""
 
     commit_minutes: float = 30.0
     """Commit at least this often."""
@@ -119,7 +119,7 @@ class EmbedConfig:
     """ray only: how many workers; by default one a TPU host, one a GPU, or one a CPU host."""
 
     process_index: int = 0
-    """Of several processes that share the input, which this is."""
+    """Number of this process, from 0, of those that share the input."""
 
     process_count: int = 1
     """How many processes share the input."""
@@ -128,7 +128,7 @@ class EmbedConfig:
     """Take over a table that another number of processes filled; none of them may still run."""
 
     dry_run: bool = False
-    """Read a part of the input, print the plan, compute nothing."""
+    """Read part of the input, print the plan, compute nothing."""
 
     def __post_init__(self):
         """Normalise and check what needs no file and no device."""
@@ -151,7 +151,7 @@ class EmbedConfig:
         ones = ("min_length_bp", "commit_rows", "process_count", "max_sequences", "workers")
         check_least(self, dict.fromkeys(ones, 1) | {"overlap_tokens": 0, "max_errors": 0})
         if self.workers is not None and self.engine == "local":
-            raise ConfigError("workers are those of --engine ray; add it, or leave workers out")
+            raise ConfigError("workers belongs to --engine ray; add it, or remove workers")
         if not 0 <= self.process_index < self.process_count:
             raise ConfigError(
                 f"process_index {self.process_index} must lie between 0 and process_count - 1, "
@@ -184,10 +184,10 @@ class SearchConfig:
     """table (for people), csv or json."""
 
     model: str | None = None
-    """Folder of the model, if it was moved since the table was made."""
+    """Folder of the model, if it has moved since the table was made."""
 
     adapter: str | None = None
-    """Folder of the adapter, if it was moved since the table was made."""
+    """Folder of the adapter, if it has moved since the table was made."""
 
     device: str = "auto"
     """auto (TPU, then GPU, then CPU), xla, cuda or cpu."""

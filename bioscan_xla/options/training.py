@@ -28,7 +28,7 @@ LOWER_IS_BETTER = ("hierarchical_distance", "inconsistent", "calibration_error")
 
 
 def _check_monitor(name: str) -> None:
-    """Refuse what is no figure of an evaluation."""
+    """Refuse a name that is not a figure of an evaluation."""
     rank, _, figure = name.rpartition("/")
     good = figure in MONITORS if rank in RANKS else name in WHOLE_MONITORS
     if not good:
@@ -49,7 +49,7 @@ class FinetuneConfig:
     """Labelled sequences: Parquet, FASTA or FASTQ; files, a glob, a folder or a URL."""
 
     eval: list[str] | str = ()  # type: ignore[assignment]
-    """Labelled sequences to evaluate on; by default a part of the training ones."""
+    """Labelled sequences to evaluate on; by default part of the training data."""
 
     output: str = "model"
     """Folder for the model, its checkpoints and its report."""
@@ -82,7 +82,7 @@ class FinetuneConfig:
     """Share of the distinct sequences held out where no eval file is given."""
 
     identity: float = 1.0
-    """Sequences that are about this alike never lie on both sides; 1 means equal ones only."""
+    """Sequences about this similar never end up on both sides; 1 means identical ones only."""
 
     novel_rank: str | None = None
     """Hold out whole genera (genus) or families (family) as novel."""
@@ -121,7 +121,7 @@ class FinetuneConfig:
     """Drop 0 to 5 leading bases of training sequences: 6-mer tokens change with the frame."""
 
     frames: int | str | None = None
-    """1; 6 for the mean over the reading frames; random to train on one of them, drawn anew each
+    """1; 6 for the mean over the reading frames; random to train on one of them, drawn again each
     time, and read all six. By default as the model's configuration says."""
 
     strands: str | None = None
@@ -134,7 +134,7 @@ class FinetuneConfig:
     """Passes over the training sequences."""
 
     batch_size: int = 32
-    """Sequences a step, over all processes."""
+    """Sequences per step, over all processes."""
 
     accumulate: int = 1
     """Batches whose gradients are added before an update."""
@@ -155,10 +155,10 @@ class FinetuneConfig:
     """Compute activations again in the backward pass instead of keeping them."""
 
     seed: int = 0
-    """Of splits, order, augmentation, dropout and initial weights."""
+    """Seed of splits, order, augmentation, dropout and initial weights."""
 
     resume: bool = True
-    """Go on from the last checkpoint in the output folder; false deletes them and starts over."""
+    """Resume from the last checkpoint in the output folder; false deletes them and starts over."""
 
     checkpoint_minutes: float = 30.0
     """Save at least this often, and after every epoch."""
@@ -170,7 +170,7 @@ class FinetuneConfig:
     """Evaluate every so many updates, besides after every epoch."""
 
     monitor: str = "mean_accuracy"
-    """What tells the best model: mean_accuracy, hierarchical_distance, RANK/accuracy, ..."""
+    """What decides the best model: mean_accuracy, hierarchical_distance, RANK/accuracy, ..."""
 
     patience: int | None = None
     """Stop after this many evaluations without a better `monitor`; by default never."""
@@ -179,7 +179,7 @@ class FinetuneConfig:
     """Also save the base with the adapter merged in, in `merged/`."""
 
     push_to_hub: str | None = None
-    """Hub repository that gets the finished folder (token from HF_TOKEN)."""
+    """Hub repository to upload the finished folder to (token from HF_TOKEN)."""
 
     tracker: str = "none"
     """none, wandb (key from WANDB_API_KEY) or tensorboard."""
@@ -218,9 +218,9 @@ class FinetuneConfig:
         shares = ("eval_fraction", "novel_fraction", "dropout", "label_smoothing")
         check_shares(self, [*shares, "reverse_complement", "crop"])
         if not 0.95 <= self.identity <= 1:
-            raise ConfigError(f"identity is {self.identity}; it is a share from 0.95 to 1")
+            raise ConfigError(f"identity is {self.identity}; it must be from 0.95 to 1")
         if self.frames == "random" and not self.frame_shift:
-            raise ConfigError("frames random needs frame_shift, which draws them; leave it on")
+            raise ConfigError("frames random needs frame_shift, which draws them; turn it on")
         if self.consistency < 0:
             raise ConfigError(f"consistency is {self.consistency}; it must be at least 0")
         _check_monitor(self.monitor)
@@ -270,7 +270,7 @@ class PretrainConfig:
     """Stop after this many updates."""
 
     batch_size: int = 16
-    """Sequences a step and device."""
+    """Sequences per step and device."""
 
     learning_rate: float = 5e-4
     """Peak; a short rise, then a cosine to zero."""
@@ -279,7 +279,7 @@ class PretrainConfig:
     """auto or cpu."""
 
     seed: int = 0
-    """Of initial weights, order, masks and augmentation."""
+    """Seed of initial weights, order, masks and augmentation."""
 
     def __post_init__(self):
         """Normalise and check what needs no file and no device."""
@@ -289,5 +289,5 @@ class PretrainConfig:
             self, dict.fromkeys(("hidden", "layers", "heads", "batch_size", "max_steps"), 1)
         )
         if self.hidden % self.heads:
-            raise ConfigError(f"hidden {self.hidden} is no multiple of heads {self.heads}")
+            raise ConfigError(f"hidden {self.hidden} must be a multiple of heads {self.heads}")
         check_positive(self, ["learning_rate", "num_epochs"])

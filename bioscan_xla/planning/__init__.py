@@ -1,1 +1,1 @@
-"""What a run would need, told before it runs."""
+"""What a run would need, before it runs."""

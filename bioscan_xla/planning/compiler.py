@@ -238,7 +238,7 @@ def _num_bytes(dtype: str, shape: str) -> int:
 
 
 def _chips(topology: Topology) -> dict[str, Any]:
-    """What the compiler must be told besides the layout."""
+    """Compiler settings besides the layout."""
     if topology.num_cores == 1:
         return {"chips_per_host_bounds": [1, 1, 1]}
     return {"chip_config_name": "megacore"} if topology.layout.startswith("v4") else {}

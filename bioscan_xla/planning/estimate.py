@@ -1,7 +1,7 @@
-"""What the compiled programs of a run add up to, as figures and as text.
+"""The totals of the compiled programs of a run, as figures and as text.
 
-Input: compiled programs. Output: what `--json` prints, or a table. Invariants: a run of which a
-program does not fit has no figures of speed.
+Input: compiled programs. Output: what `--json` prints, or a table. Invariants: if a program
+does not fit, there are no figures of speed.
 """
 
 import dataclasses
@@ -97,7 +97,7 @@ def summarise(
 
 
 def describe(result: dict[str, Any]) -> str:
-    """The plan as people read it."""
+    """The plan as text."""
     lengths = result["input"]
     lines = [
         f"{result['topology']}: {result['cores']} core(s) of {result['hbm_gib']:.0f} GiB; "

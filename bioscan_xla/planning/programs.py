@@ -1,6 +1,6 @@
-"""What is planned: the programs that a run would compile, and how often each would run.
+"""The programs that a run would compile, and how often each would run.
 
-Input: options of a run and a topology. Output: what the compiler says of each program, added up.
+Input: options of a run and a topology. Output: the compiler's figures for each program, summed up.
 Invariants: the programs are those of the run itself; nothing is computed, no speed is measured.
 """
 
@@ -58,7 +58,7 @@ def plan_embedding(config: EmbedConfig, topology: Topology) -> dict[str, Any]:
 
     Raises:
         DeviceError: no TPU compiler here.
-        ModelError: the model's configuration cannot be had.
+        ModelError: the model's configuration cannot be loaded.
     """
     if topology.name == "v5e-16":
         raise ConfigError(
@@ -143,7 +143,7 @@ def plan_finetuning(config: FinetuneConfig, topology: Topology) -> dict[str, Any
 
     Raises:
         DeviceError: no TPU compiler here.
-        ModelError: the model's configuration cannot be had.
+        ModelError: the model's configuration cannot be loaded.
     """
     from ..training.classifier import fit_to_model
 

@@ -2,7 +2,7 @@
 
 Input: a JSON file that says which (see `main`). Output: a serialized HloModuleProto.
 Invariants: it is the program that the run computes; weights are never loaded, since their values
-do not change it.
+do not affect it.
 """
 
 import json

@@ -1,7 +1,7 @@
-"""The LanceDB embedding function: lets `table.search("ACGT...")` embed its query as the table was.
+"""The LanceDB embedding function: `table.search("ACGT...")` embeds the query like the table's rows.
 
 Input: text. Output: vectors. Importing this module registers the function; `import bioscan_xla`
-sees to that. Invariants: a query is embedded by the very model and options that made the table,
+sees to that. Invariants: a query is embedded by the same model and options that made the table,
 or refused. The model is loaded at the first query, from where the table's fingerprint names it.
 """
 
@@ -29,7 +29,7 @@ NAME = "bioscan_xla"
 class SequenceEmbedding(EmbeddingFunction):
     """Embeds DNA sequences with the model that made a table."""
 
-    # What older tables say of their model; newer ones have all of it in `fingerprint`, as JSON
+    # What older tables record of their model; newer ones have it all in `fingerprint`, as JSON
     # (a mapping could not be hashed, and LanceDB hashes the function).
     model: str = ""
     revision: str = ""
@@ -50,7 +50,7 @@ class SequenceEmbedding(EmbeddingFunction):
         return self.compute_source_embeddings([query])
 
     def compute_query_embeddings_with_retry(self, *args: Any, **kwargs: Any) -> list:
-        """Embed a query, once: LanceDB's own would try eight times over minutes, then hide why."""
+        """Embed a query, once: LanceDB's own retries for minutes, then hides the error."""
         return self.compute_query_embeddings(*args, **kwargs)
 
     def compute_source_embeddings_with_retry(self, *args: Any, **kwargs: Any) -> list:
@@ -77,7 +77,7 @@ def load_as(
     adapter: str | None = None,
     device: str = "auto",
 ) -> "Encoder":
-    """Load the encoder that made a table, and check that it is the same; kept for the next call.
+    """Load the encoder that made a table and check that it is unchanged; cached.
 
     Args:
         made_by: the table's fingerprint.
@@ -86,8 +86,8 @@ def load_as(
         device: where to compute.
 
     Raises:
-        ModelError: the model or adapter is not there, or would make other vectors; the message
-            says which differences were found.
+        ModelError: the model or adapter does not exist, or would give other vectors; the message
+            lists the differences.
     """
     return _load(tuple(sorted(made_by.items())), model, adapter, device)
 
@@ -104,11 +104,11 @@ def _load(
         before = made_by.get(word, "")
         if not given and Path(before).is_absolute() and not Path(before).is_dir():
             raise ModelError(
-                f"the table was made with the {word} in {before}, which is not there now. Name the "
+                f"the table was made with the {word} in {before}, which no longer exists. Name the "
                 f"folder where it is: python -m bioscan_xla.search --{word} FOLDER"
             )
     if adapter and not made_by.get("adapter"):
-        raise ModelError("the table was made without an adapter; leave --adapter out")
+        raise ModelError("the table was made without an adapter; remove --adapter")
     encoder = load_encoder(
         model or made_by["model"],
         device=open_device(device, made_by["dtype"]),
@@ -127,10 +127,10 @@ def _load(
             compared.different, made_by, encoder.fingerprint, ("the table", "the search")
         )
         raise ModelError(
-            "the model is not the one that made the table, and distances between their vectors "
-            "mean nothing:\n"
+            "this is not the model that made the table, and distances between their vectors "
+            "are meaningless:\n"
             + "\n".join(lines)
-            + "\nSearch with the model as it was (--model FOLDER, --adapter FOLDER), or embed the "
+            + "\nSearch with the original model (--model FOLDER, --adapter FOLDER), or embed the "
             "sequences again into another table"
         )
     if compared.unknown:

@@ -1,8 +1,9 @@
-"""A copy of a local database on a folder that cannot hold a live one, such as a mounted Drive.
+"""A copy of a local database in a folder that cannot hold a live one, such as a mounted Drive.
 
 Lance commits need hard links, which such mounts refuse; finished files can be copied there.
-Guaranteed: the copy is readable at every moment, because a table's manifests (`_versions`), which
-name its files, are copied after the files they name and deleted before them.
+Input: a local database and a folder. Output: a copy of the database there.
+Invariants: the copy is readable at all times, because a table's manifests (`_versions`), which name
+its files, are copied after the files they name and deleted before them.
 """
 
 import logging
@@ -46,7 +47,7 @@ def copy_database(source: str | Path, destination: str | Path) -> int:
 
 
 def newest_versions(names: Iterable[str]) -> dict[str, int]:
-    """Newest version of each table among these files, told by the names of its manifests."""
+    """Newest version of each table among these files, by the names of its manifests."""
     newest: dict[str, int] = {}
     for name in names:
         if found := re.fullmatch(r"(.*?)/?_versions/(\d+)\.manifest", name):
@@ -60,9 +61,9 @@ def newest_versions(names: Iterable[str]) -> dict[str, int]:
 def foreign_tables(
     ours: Collection[str], there: Collection[str], is_same: Callable[[str], bool]
 ) -> dict[str, str]:
-    """Tables there that are no earlier state of ours, each with what tells it.
+    """Tables there that are not an earlier state of ours, each with the evidence.
 
-    Manifests put beside those of another table would take its place without a word.
+    Manifests copied beside those of another table would silently replace it.
 
     Args:
         ours: names of the files at the source.
@@ -121,7 +122,7 @@ def _copy_file(source: Path, destination: Path) -> bool:
     try:
         size = source.stat().st_size
     except FileNotFoundError:
-        return False  # compacted away meanwhile; the next copy has what replaced it
+        return False  # compacted in the meantime; the next copy has its replacement
     # Lance never rewrites a file; the lists of rejected records grow.
     is_changing = not any(part.endswith(".lance") for part in destination.parts)
     if not is_changing and destination.exists() and destination.stat().st_size == size:
@@ -134,7 +135,7 @@ def _copy_file(source: Path, destination: Path) -> bool:
 
 
 def restore(mirror: str | Path, database: str | Path, table: str) -> bool:
-    """Copy the mirror back where the local table is gone; True if that was done."""
+    """Copy the mirror back if the local table is gone; True if that was done."""
     there = Path(mirror) / f"{table}.lance" / "_versions"
     here = Path(database) / f"{table}.lance" / "_versions"
     if (here.is_dir() and any(here.iterdir())) or not (there.is_dir() and any(there.iterdir())):
@@ -151,15 +152,15 @@ def restore(mirror: str | Path, database: str | Path, table: str) -> bool:
 
 
 def check_mirror(database: str | Path, mirror: str | Path) -> None:
-    """Refuse a mirror whose drive is not there, or that holds other tables than earlier ones.
+    """Refuse a mirror whose drive is not mounted, or that holds other tables than earlier ones.
 
     Raises:
-        TableError: what is wrong, and the remedy.
+        TableError: says what is wrong and what to do.
     """
     mirror = Path(mirror)
     if not mirror.parent.is_dir():
         raise TableError(
-            f"{mirror}: {mirror.parent} does not exist; is the drive mounted? Else make that "
+            f"{mirror}: {mirror.parent} does not exist; mount the drive, or create that "
             "folder first"
         )
     ours, there = (set(_files(Path(folder))) for folder in (database, mirror))
@@ -177,10 +178,10 @@ def check_mirror(database: str | Path, mirror: str | Path) -> None:
 
 
 class Mirror:
-    """Copies a database beside the run, at most every half hour; failures are only warned of."""
+    """Copies a database during the run, at most every half hour; failures only cause a warning."""
 
     def __init__(self, database: str, destination: str):
-        """Take a local database and the folder that gets its copy."""
+        """Remember a local database and the folder for its copy."""
         self.database, self.destination = database, destination
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="mirror")
         self._last = time.monotonic()
@@ -205,7 +206,7 @@ class Mirror:
             log.info("mirror %s: %d files copied", self.destination, copied)
         except OSError as error:
             log.warning(
-                "mirror %s: the copy failed (%s); is the folder mounted, is there space? The "
+                "mirror %s: the copy failed (%s); check the mount and the free space. The "
                 "local table is not affected",
                 self.destination,
                 error,

@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("LANCEDB_LOG", "error")  # it warns that a new table is new
+os.environ.setdefault("LANCEDB_LOG", "error")  # hides a warning about new tables
 
 import lancedb
 import numpy as np
@@ -18,7 +18,7 @@ import pyarrow as pa
 from ..errors import TableError, first_line
 
 FINGERPRINT_KEY = b"bioscan_xla.fingerprint"
-_QUERIES = 64  # in one call, which then reads the table once
+_QUERIES = 64  # per call, which reads the table once
 _EXACT_ROWS = 100_000  # up to here an exact search takes well under a second
 
 
@@ -30,7 +30,7 @@ def connect(uri: str) -> Any:
 
 
 def exists(database: Any, name: str) -> bool:
-    """True where the database has a table of this name."""
+    """True if the database has a table of this name."""
     return name in database.list_tables(limit=1000).tables
 
 
@@ -38,7 +38,7 @@ def open_table(uri: str, name: str = "embeddings") -> Any:
     """Open an existing table for reading.
 
     Raises:
-        TableError: there is none; the message lists those that are.
+        TableError: it does not exist; the message lists those that do.
     """
     if "://" not in uri and not Path(uri).is_dir():
         raise TableError(f"{uri}: no such database; check the path")
@@ -49,7 +49,7 @@ def open_table(uri: str, name: str = "embeddings") -> Any:
         names = database.list_tables(limit=1000).tables
     except (OSError, RuntimeError, ValueError) as error:
         raise TableError(f"{uri}: cannot be opened ({first_line(error)})") from error
-    known = f"it has {', '.join(names)}" if names else "there is no table here"
+    known = f"it has {', '.join(names)}" if names else "it has no tables"
     raise TableError(f"{uri}: has no table {name!r}; {known}. Check --db and --table")
 
 
@@ -59,11 +59,11 @@ def read_fingerprint(table: Any) -> dict[str, str]:
 
 
 def recorded_revision(uri: str, name: str, model: str) -> str | None:
-    """Commit of a hub model that a table was begun with, so that a later run takes the same."""
+    """Commit of a hub model that a table was started with, so that a later run uses the same."""
     try:
         made_by = read_fingerprint(open_table(uri, name))
     except TableError:
-        return None  # not begun yet
+        return None  # no table yet
     return (made_by.get("revision") or None) if made_by.get("model") == model else None
 
 
@@ -75,15 +75,15 @@ def search_vectors(
     Args:
         table: an open table.
         vectors: (queries, hidden).
-        k: rows a query.
+        k: rows per query.
         where: SQL condition on the columns, applied before the search.
 
     Returns:
         For each query its rows, nearest first, with `_distance` (1 - cosine). Exact up to
-        100,000 rows or where there is no vector index.
+        100,000 rows or without a vector index.
 
     Raises:
-        TableError: the condition cannot be read or names no column.
+        TableError: the condition is invalid or names an unknown column.
     """
     columns = [name for name in table.schema.names if name not in ("vector", "dna_sequence")]
     exact = table.count_rows() <= _EXACT_ROWS
@@ -97,7 +97,7 @@ def search_vectors(
         if exact:
             query = query.bypass_vector_index()
         else:
-            # maximum 0 is "as many as it takes to find k": filters return all k rows.
+            # maximum 0 means "as many as needed to find k": filters still return k rows.
             query = query.minimum_nprobes(20).maximum_nprobes(0).refine_factor(5)
         try:
             found = query.to_arrow()
@@ -105,7 +105,7 @@ def search_vectors(
             raise TableError(
                 f"the search failed ({first_line(error)}); columns are {', '.join(columns)}"
             ) from error
-        # LanceDB leaves the index out where there is one query.
+        # LanceDB omits the index for a single query.
         owners = found["query_index"].to_numpy() if len(part) > 1 else np.zeros(len(found), int)
         found = found.select([*columns, "_distance"])
         for number in range(len(part)):

@@ -1,8 +1,8 @@
 """The records that could not be used: `rejected.parquet` beside the table.
 
 Input: rejections. Output: a Parquet file of source, row, id, code and reason, one for each process
-that writes. Invariants: the file is whole at every moment. A record counts as done only under the
-rule by which it was read, and, where the model was the cause, only for that model.
+that writes. Invariants: the file is complete at all times. A record counts as done only under the
+rule by which it was read and, if the model was the cause, only for that model.
 """
 
 import json
@@ -39,7 +39,7 @@ _SCHEMA = pa.schema(
 
 
 class Rejections:
-    """What this process rejected, on disk; and what the others did, for reading."""
+    """Records rejected by this process, written to disk, and by the others, read only."""
 
     def __init__(
         self,
@@ -50,13 +50,13 @@ class Rejections:
         fingerprint: Mapping[str, str] | None = None,
         sources: Collection[str] = (),
     ):
-        """Load what an earlier run left; forget what has to be looked at again.
+        """Load the records of an earlier run; drop those that must be checked again.
 
         Args:
             uri: database folder or URL.
             table: name of the table; only `embeddings` has the plain file name.
             process_index: whose file is written.
-            rule: how records are read and judged.
+            rule: how records are read and checked.
             fingerprint: of the model.
             sources: what this run reads: keys of names, and whole paths as old tables have them.
         """
@@ -77,7 +77,7 @@ class Rejections:
         """Add to the file.
 
         Raises:
-            TableError: it could not be written; what was there before still is.
+            TableError: it could not be written; the file is unchanged.
         """
         if not rejections and not self._is_stale:
             return
@@ -103,7 +103,7 @@ class Rejections:
         self._table, self._is_stale = table.combine_chunks(), False
 
     def done(self) -> pa.Table:
-        """What all processes rejected under this run's rule and, where it matters, by its model."""
+        """Records rejected by all processes under this rule and, if it matters, by this model."""
         tables = [self._table]
         for path in self._filesystem.glob(f"{self._folder}/{self._stem}*.parquet"):
             name = path.rsplit("/", 1)[-1]
@@ -114,7 +114,7 @@ class Rejections:
         return together.filter(self._holds(together))
 
     def _holds(self, table: pa.Table) -> pa.ChunkedArray:
-        """For each row, whether it still says that its record is done."""
+        """For each row, whether its record still counts as done."""
         same_rule = pc.equal(table["rule"], self._rule)
         same_model = pc.or_(
             pc.not_equal(table["code"], Code.VECTOR_NOT_FINITE.value),
@@ -139,6 +139,6 @@ class Rejections:
 
 
 def _mark_of(fingerprint: Mapping[str, str]) -> str:
-    """All that decides what a vector is; not where the model lies."""
+    """Everything that determines a vector, but not the model's location."""
     decisive = {key: value for key, value in fingerprint.items() if key not in HINTS}
     return json.dumps(decisive, sort_keys=True)

@@ -1,4 +1,4 @@
-"""Rows of the table: its schema, vectors in its type, fragments that are not committed yet.
+"""Rows of the table: its schema, vectors in its type, fragments not yet committed.
 
 Input: vectors and metadata with where they came from. Output: Arrow tables, or Lance's files.
 Invariants: nothing here commits.
@@ -70,7 +70,7 @@ def refuse_other_schema(uri: str, name: str, there: pa.Schema, ours: pa.Schema) 
 
 
 def storable(vectors: np.ndarray, schema: pa.Schema) -> tuple[np.ndarray, np.ndarray]:
-    """Vectors in the table's dtype, and for each whether all its numbers are finite there."""
+    """Vectors in the table's dtype, and for each whether all its numbers are finite."""
     dtype = schema.field("vector").type.value_type.to_pandas_dtype()
     squares = np.einsum("ij,ij->i", vectors, vectors)
     finite = squares <= 1e9  # no number above the square root of that; False for NaN
@@ -90,7 +90,7 @@ def make_rows(
     vectors: np.ndarray,
     schema: pa.Schema,
 ) -> pa.Table:
-    """Columns as the table has them; `vectors` (rows, hidden) as from `storable`."""
+    """Columns in the table's schema; `vectors` (rows, hidden) as from `storable`."""
     vector_type = schema.field("vector").type
     columns: dict[str, Any] = {name: metadata[name] for name in metadata.column_names}
     columns |= {
@@ -106,7 +106,7 @@ def make_rows(
 def write_fragments(location: str, parts: Sequence[pa.Table], schema: pa.Schema) -> list[Any]:
     """Write rows beside a table's own, as files that no version of it refers to yet.
 
-    What is never given to `Store.append_fragments` is removed by the table's clean-up.
+    Fragments never passed to `Store.append_fragments` are removed by the table's clean-up.
 
     Args:
         location: of the table (`Store.table.uri`), not of the database.
@@ -117,7 +117,7 @@ def write_fragments(location: str, parts: Sequence[pa.Table], schema: pa.Schema)
         Lance's description of each file (picklable).
 
     Raises:
-        TableError: there is no such table here, or nothing could be written.
+        TableError: no such table on this host, or nothing could be written.
     """
     import lance
 
@@ -125,7 +125,7 @@ def write_fragments(location: str, parts: Sequence[pa.Table], schema: pa.Schema)
         there = lance.dataset(location).schema
     except (OSError, RuntimeError, ValueError) as error:
         raise TableError(
-            f"{location}: host {platform.node()} sees no table there ({first_line(error)}); the "
+            f"{location}: host {platform.node()} finds no table there ({first_line(error)}); the "
             "database must be one folder for all hosts: a shared disk, gs:// or s3://"
         ) from error
     if (there.metadata or {}).get(FINGERPRINT_KEY) != (schema.metadata or {})[FINGERPRINT_KEY]:
@@ -137,7 +137,7 @@ def write_fragments(location: str, parts: Sequence[pa.Table], schema: pa.Schema)
 
 
 def reader_of(parts: Sequence[pa.Table], schema: pa.Schema) -> pa.RecordBatchReader:
-    """Rows as LanceDB takes them for one commit."""
+    """Rows in the form that LanceDB commits at once."""
     batches = (batch for part in parts for batch in part.to_batches(max_chunksize=_ROWS_PER_BATCH))
     return pa.RecordBatchReader.from_batches(schema, batches)
 
@@ -146,5 +146,5 @@ def not_written(uri: str, error: BaseException) -> TableError:
     """The error of a commit that failed."""
     return TableError(
         f"{uri}: rows could not be written ({first_line(error)}); check the free "
-        "space and permissions. What was committed before is kept: run again to resume"
+        "space and permissions. Committed rows are kept: run again to resume"
     )

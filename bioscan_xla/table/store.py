@@ -1,9 +1,9 @@
-"""The writing side of the table: done rows, append, indexes.
+"""The writing side of the table: finished rows, appends, indexes.
 
 Input: vectors and metadata with where they came from. Output: rows, and what is already there.
-Invariants: an append is one atomic commit that carries its own progress (`source`, `row`), so a
-run killed at any moment finds in the table itself what remains to be done; rows made in another
-way (model, pooling, ...) are never mixed in.
+Invariants: an append is one atomic commit that records its own progress (`source`, `row`), so after
+a kill the table itself shows what remains to be done; rows made with another model, pooling and so
+on are never mixed in.
 """
 
 import json
@@ -37,7 +37,7 @@ _INDEX_ROWS = 5_000  # fewer do not fill the clusters of a vector index
 
 @dataclass(frozen=True)
 class Done:
-    """What needs no more work.
+    """Records that need no more work.
 
     Attributes:
         rows: per path of this run, a bool by row: True where it is in the table or was rejected.
@@ -51,13 +51,13 @@ class Done:
 
 @dataclass
 class Store:
-    """An open table and the record of what was rejected.
+    """An open table and its rejected records.
 
     Attributes:
         uri: database folder or URL.
         table: the LanceDB table.
         rejections: the record of what was rejected.
-        names: path of each source of this run, and by what name it is stored.
+        names: path of each source of this run, and its stored name.
         share: which of how many processes this is.
         claim: what tells whether another run has taken this one's place.
     """
@@ -87,11 +87,11 @@ class Store:
         Args:
             uri: database folder or URL.
             name: table name.
-            schema: what `table_schema` gave.
-            rule: how records are read; what was rejected under another rule is looked at again.
+            schema: from `table_schema`.
+            rule: how records are read; records rejected under another rule are checked again.
             names: what this run reads, as from `name_inputs`.
             share: which of how many processes this is.
-            reshare: take the table over from another number of processes.
+            reshare: take over a table filled by another number of processes.
 
         Raises:
             TableError: not writable, made by another model or with other columns (the message
@@ -114,7 +114,7 @@ class Store:
             except TableError:
                 if table.count_rows():
                     raise
-                # Begun by a run that failed before its first row: nothing to spoil.
+                # Left by a run that failed before its first row: safe to replace.
                 table = database.create_table(name, schema=schema, mode="overwrite")
             if _process_count(table) != share.count:
                 if table.count_rows() and _process_count(table) and not reshare:
@@ -141,7 +141,7 @@ class Store:
         return self.table.schema.field("vector").type.list_size
 
     def done(self) -> Done:
-        """What this run need not look at again; warns of files that changed."""
+        """Records that this run can skip; warns of files that changed."""
         # Old tables have the whole path.
         ours = {source_key(name): path for path, name in self.names.items()}
         ours |= {path: path for path in self.names}
@@ -182,13 +182,13 @@ class Store:
         for path, name in self.names.items():
             if without_mark(name) in earlier and source_key(name) not in there:
                 log.warning(
-                    "%s changed since it was embedded: it is read anew, and records whose ids the "
-                    "table has are rejected",
+                    "%s changed since it was embedded: it is read again, and records whose ids are "
+                    "in the table are rejected",
                     path,
                 )
 
     def ids(self) -> Iterator[list[str]]:
-        """All ids in the table and among the rejected, some thousand at a time.
+        """All ids in the table and among the rejected, a few thousand at a time.
 
         Not those rejected as seen before: where several write, the record that they repeat may be
         one that is still to be done, and would then be lost.
@@ -251,7 +251,7 @@ class Store:
         """Add what `write_fragments` wrote, here or on other hosts, in one atomic commit.
 
         Raises:
-            TableError: nothing was added; a file may not be where this process can see it.
+            TableError: nothing was added; a file may be out of reach of this process.
         """
         import lance
 
@@ -260,7 +260,7 @@ class Store:
             for file in fragment.files:
                 if not Path(location, "data", file.path).is_file():
                     raise TableError(
-                        f"{location}: a worker wrote {file.path}, and it is not there; the "
+                        f"{location}: a worker wrote {file.path}, but it is missing; the "
                         "database must be one folder for all hosts: a shared disk, gs:// or s3://"
                     )
         try:
@@ -323,7 +323,7 @@ def _by_source(batch: pa.RecordBatch) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def _process_count(table: Any) -> int | None:
-    """How many processes fill a table; None for one of an earlier version."""
+    """How many processes fill a table; None if made by an earlier version."""
     count = (table.schema.field("source").metadata or {}).get(_COUNT_KEY.encode())
     return int(count) if count else None
 
@@ -332,6 +332,6 @@ def _other_count(uri: str, name: str, table: Any, count: int) -> TableError:
     there = _process_count(table)
     return TableError(
         f"{uri}: the table {name!r} is filled with process_count {there}, and this run has "
-        f"{count}: both at once would embed rows twice. Use --process-count {there}; or, once no "
+        f"{count}: together they would embed rows twice. Use --process-count {there}; or, once no "
         "other process writes to the table, add --reshare: what is done stays done"
     )

@@ -1,7 +1,7 @@
-"""Places that hold files, and moving files between them: rclone if installed, else fsspec.
+"""Places that hold files, and copying between them: rclone if installed, else fsspec.
 
 Input: two addresses. Output: an engine that lists, copies, compares and deletes.
-Invariants: a file at a local destination appears under its name only when it is whole;
+Invariants: a file at a local destination appears under its name only when complete;
 credentials come from the environment and are never part of a command line.
 """
 
@@ -25,13 +25,13 @@ class Engine(Protocol):
         """Whether the source is one file."""
 
     def files(self, at_source: bool) -> dict[str, int]:
-        """Names and sizes in bytes of the files at one place; empty if it is not there."""
+        """Names and sizes in bytes of the files at one place; empty if it does not exist."""
 
     def different(self, names: Sequence[str]) -> list[str]:
         """Those of these files whose size or checksum is not the same at both places."""
 
     def copy(self, names: Sequence[str], on_bytes: Callable[[int], object]) -> None:
-        """Copy files to the destination; `on_bytes` hears how many more bytes are done."""
+        """Copy files to the destination; `on_bytes` receives each number of bytes copied."""
 
     def delete(self, names: Sequence[str]) -> None:
         """Delete files at the destination."""
@@ -46,14 +46,16 @@ def open_engine(source: str, destination: str, only: str | None = None) -> Engin
         only: the one file of the source that is meant; no other is listed.
 
     Raises:
-        SyncError: a remote of rclone's, and rclone is not installed.
+        SyncError: an rclone remote, but rclone is not installed.
         InputError: a kind of URL whose package is not installed.
     """
     pair = (source, destination)
     program = shutil.which("rclone")
     needed = [address for address in pair if is_rclone_remote(address)]
     if needed and program is None:
-        raise SyncError(f"{needed[0]}: is a remote of rclone, which is not installed (rclone.org)")
+        raise SyncError(
+            f"{needed[0]}: an rclone remote, but rclone is not installed; install it (rclone.org)"
+        )
     known = all(not is_remote(a) or a.split("://")[0] in REMOTES for a in pair)
     if program is not None and known:
         return Rclone(program, source, destination, only)
@@ -63,7 +65,7 @@ def open_engine(source: str, destination: str, only: str | None = None) -> Engin
 def check_names(names: Iterable[str]) -> None:
     """Refuse names that could lead out of the folder they are copied into.
 
-    The keys of a store are free text: `../../evil.txt` is one, and so is `/etc/passwd`.
+    The keys of a store are free text, such as `../../evil.txt` or `/etc/passwd`.
 
     Raises:
         SyncError: the first such name.

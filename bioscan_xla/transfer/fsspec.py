@@ -1,4 +1,4 @@
-"""Copies by fsspec's file systems: any store it knows, with no other program.
+"""Copies by fsspec's file systems: any store it supports, without another program.
 
 Input: two folders or URLs. Output: an engine with the methods of `transfer.engine.Engine`.
 """
@@ -17,11 +17,11 @@ from ..errors import SyncError
 from ..reads.inputs import UNFINISHED, filesystem_of
 
 _BLOCK_BYTES = 8 << 20
-_STORES = {"s3", "gs", "gcs", "abfs", "az"}  # they have buckets, and no folders to be made
+_STORES = {"s3", "gs", "gcs", "abfs", "az"}  # they have buckets and need no folders
 
 
 class Fsspec:
-    """fsspec's file systems, a file after the other."""
+    """fsspec's file systems, one file at a time."""
 
     name = "fsspec"
 
@@ -31,15 +31,15 @@ class Fsspec:
         self._only = only
 
     def is_file(self) -> bool:
-        """Ask the file system; what is not there, or does not answer, is no file."""
+        """Ask the file system; a missing path, or no answer, counts as no file."""
         filesystem, root = self._places[1]
         try:
             return filesystem.isfile(root)
-        except Exception:  # listing it tells why
+        except Exception:  # listing it will report the reason
             return False
 
     def files(self, at_source: bool) -> dict[str, int]:
-        """List to the bottom."""
+        """List recursively."""
         filesystem, root = self._places[at_source]
         filesystem.invalidate_cache()
         try:
@@ -62,7 +62,7 @@ class Fsspec:
         return {path[start:]: item["size"] for path, item in found.items() if path[start:]}
 
     def different(self, names: Sequence[str]) -> list[str]:
-        """Compare sizes, then MD5: the store's own where it tells one, else of what is read."""
+        """Compare sizes, then MD5: the store's own if it has one, else of the bytes."""
         there = self.files(at_source=False)
         ours = self.files(at_source=True)
         return [
@@ -104,7 +104,7 @@ class Fsspec:
                 ) from error
 
     def delete(self, names: Sequence[str]) -> None:
-        """Delete one after the other, and the folders that are then empty."""
+        """Delete files one by one, and folders that become empty."""
         filesystem, root = self._places[0]
         for name in names:
             filesystem.rm_file(f"{root.rstrip('/')}/{name}")
@@ -115,7 +115,7 @@ class Fsspec:
 
 
 def list_folder(root: str, strict: bool) -> dict[str, int]:
-    """Files below a local folder, through links; empty if it is not there.
+    """Files below a local folder, following links; empty if it does not exist.
 
     fsspec passes over a folder that cannot be read, and its files would count as gone. `strict`
     also refuses what could not be copied, where it would be left out.
@@ -135,7 +135,7 @@ def list_folder(root: str, strict: bool) -> dict[str, int]:
             if path.is_file():
                 found[name] = path.stat().st_size
             elif strict:
-                raise SyncError(f"{path}: leads nowhere, or is no file; remove it")
+                raise SyncError(f"{path}: a dangling link or not a regular file; remove it")
             if strict and not _is_plain(name):
                 raise SyncError(f"{str(path)!r}: this name cannot be copied; rename the file")
     return found
@@ -156,7 +156,7 @@ def _write(file: BinaryIO, out: BinaryIO, on_bytes: Callable[[int], object]) -> 
             on_bytes(len(block))
     except BaseException:
         if isinstance(out, AbstractBufferedFile):
-            # To close it would publish what was written so far as the whole object.
+            # Closing it would publish the partial upload as the whole object.
             out.discard()
             out.closed = True
         else:

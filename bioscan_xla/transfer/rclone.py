@@ -1,6 +1,6 @@
 """Copies by the rclone program, to and from any place it is configured for.
 
-Input: two folders, `gs://` or `s3://` addresses, or remotes of rclone. Output: an engine with the
+Input: two folders, `gs://` or `s3://` addresses, or rclone remotes. Output: an engine with the
 methods of `transfer.engine.Engine`.
 """
 
@@ -18,7 +18,7 @@ from ..errors import SyncError
 from ..reads.inputs import UNFINISHED, is_remote
 from .fsspec import list_folder
 
-_STAGE = UNFINISHED  # folder at a local destination in which rclone's files become whole
+_STAGE = UNFINISHED  # folder at a local destination for rclone's unfinished files
 _SOON = ("--retries", "1", "--low-level-retries", "2", "--contimeout", "20s")
 # Remotes of our own for the services that rclone can serve here. Options of a whole backend
 # (RCLONE_S3_...) would also change the remotes that the user has configured.
@@ -48,7 +48,7 @@ class Rclone:
             self._environment.setdefault("RCLONE_CA_CERT", bundle)
 
     def is_file(self) -> bool:
-        """Ask `rclone lsjson --stat`; what is not there is no file."""
+        """Ask `rclone lsjson --stat`; a missing path is not a file."""
         done = self._run("lsjson", "--stat", *_SOON, self._places[1])
         return not done.returncode and not json.loads(done.stdout)["IsDir"]
 
@@ -67,7 +67,7 @@ class Rclone:
         return {item["Path"]: item["Size"] for item in json.loads(done.stdout)}
 
     def different(self, names: Sequence[str]) -> list[str]:
-        """Compare by `rclone check`: checksums that both places know, else the bytes."""
+        """Compare by `rclone check`: checksums that both places have, else the bytes."""
         same, said = self._compare(names)
         if "No common hash" in said:
             unsure = list(names)
@@ -81,7 +81,7 @@ class Rclone:
         return [name for name in names if name not in same]
 
     def _compare(self, names: Sequence[str], *how: str) -> tuple[set[str], str]:
-        """Names that are the same, and what rclone said besides."""
+        """Names that are the same, and rclone's other output."""
         with _listed(names) as path:
             options = ["--one-way", "--combined", "-", "--copy-links", "--files-from-raw", path]
             done = self._run("check", *options, *how, self._places[1], self._places[0])
@@ -104,7 +104,7 @@ class Rclone:
         return sorted(found)
 
     def copy(self, names: Sequence[str], on_bytes: Callable[[int], object]) -> None:
-        """Copy by `rclone copy`; it tries again by itself where a transfer breaks."""
+        """Copy by `rclone copy`, which retries broken transfers by itself."""
         told, errors = 0, []
         # What is staged may be there from a run that was interrupted; all else must be written.
         again = "--checksum" if self._stage else "--ignore-times"
@@ -140,7 +140,7 @@ class Rclone:
             finally:
                 process.wait()
         if process.returncode:
-            if self._stage is not None:  # what is whole is not held back by what failed
+            if self._stage is not None:  # complete files are kept even if others failed
                 with contextlib.suppress(SyncError):
                     sizes = self.files(at_source=True)
                     self._deliver([n for n in names if _size(self._stage / n) == sizes.get(n, -1)])
