@@ -144,7 +144,7 @@ def test_a_moved_model_is_the_same_model(folder, fasta, tmp_path, capsys):
     with pytest.raises(ModelError, match=r"no longer exists.*--model FOLDER"):
         search_sequences(db, [QUERY], k=1, device="cpu")
     adapter = shutil.move(adapter, tmp_path / "there")
-    with pytest.raises(ModelError, match=r"not there now.*--adapter FOLDER"):
+    with pytest.raises(ModelError, match=r"no longer exists.*--adapter FOLDER"):
         search_sequences(db, [QUERY], k=1, device="cpu", model=folder)
     places = {"model": folder, "adapter": str(adapter)}
     assert search_sequences(db, [QUERY], k=1, device="cpu", **places) == [before]
@@ -156,7 +156,7 @@ def test_a_moved_model_is_the_same_model(folder, fasta, tmp_path, capsys):
     other = make_adapter(folder, tmp_path / "other", seed=1)
     with pytest.raises(ModelError, match="adapter_sha256"):
         search_sequences(db, [QUERY], k=1, device="cpu", model=folder, adapter=other)
-    with pytest.raises(ModelError, match=r"trained on the model .*not there now"):
+    with pytest.raises(ModelError, match=r"trained on the model .*no longer exists"):
         run_embedding_pipeline(fasta, db, adapter=str(adapter), **OPTIONS)
 
 
