@@ -370,7 +370,7 @@ def test_dada2_table_is_turned_round(tmp_path):
 
 
 def test_counts_that_are_none_are_refused(tmp_path):
-    for text, words in (("id\tS\na\t0.5\n", "no count"), ("id\tS\na\t1\na\t2\n", "twice")):
+    for text, words in (("id\tS\na\t0.5\n", "not a count"), ("id\tS\na\t1\na\t2\n", "twice")):
         (tmp_path / "t.tsv").write_text(text)
         with pytest.raises(InputError, match=words):
             read_counts(str(tmp_path / "t.tsv"))

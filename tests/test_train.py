@@ -159,7 +159,9 @@ def test_outputs_are_added_to_a_finished_run_and_an_upload_that_fails_keeps_it(
     before = trained(options["output"])
     monkeypatch.setattr(training_loop, "train_step", lambda *_, **__: 1 / 0)
     more = options | {"save_merged": True, "push_to_hub": "lab/model"}
-    with pytest.raises(SyncError, match=r"finished and whole in .*'lab/model'.*same command again"):
+    with pytest.raises(
+        SyncError, match=r"finished and complete in .*'lab/model'.*same command again"
+    ):
         finetune(FinetuneConfig(**more))  # the tests are offline
     assert Path(options["output"], "merged/model.safetensors").is_file()
     after = trained(options["output"])

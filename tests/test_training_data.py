@@ -171,7 +171,7 @@ def test_a_taxonomy_of_other_sequences_is_refused(tmp_path, caplog):
     fasta.write_text("".join(f">s{n}\n{'ACGT' * 10}\n" for n in range(3)))
     table = tmp_path / "t.tsv"
     table.write_text("x\tk__Animalia\n")
-    with pytest.raises(InputError, match=r"t\.tsv: has none of the ids.*'x'.*'s0'"):
+    with pytest.raises(InputError, match=r"t\.tsv: contains none of the sequence ids.*'x'.*'s0'"):
         read_examples([str(fasta)], ReadOptions(), str(table))
     table.write_text("s1\tk__Animalia\n")
     examples = read_examples([str(fasta)], ReadOptions(), str(table))

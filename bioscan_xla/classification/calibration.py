@@ -1,4 +1,4 @@
-"""Confidence, novelty and thresholds, fitted on references that were left out.
+"""Confidence, novelty and thresholds, fitted on left-out references.
 
 Input: `Trials`, what was decided for left-out references and whether it was right.
 Output: a `Calibration`. Invariants: confidence never exceeds that of the rank above; at each
@@ -70,7 +70,7 @@ class Logistic:
 
 @dataclass(frozen=True)
 class Calibration:
-    """All that turns evidence into confidence.
+    """The models that turn evidence into confidence.
 
     Attributes:
         confidence: for each rank a model, None where there were too few trials.

@@ -2,7 +2,7 @@
 
 Input: a count table (TSV, CSV or BIOM 2.1) and sample metadata (FAIRe or plain). Output: `Counts`
 and a `Sample` for each of its columns. Invariants: samples keep the table's order; a negative
-control is known by its category; a value such as "not applicable" is no value.
+control is known by its category; a value such as "not applicable" counts as missing.
 """
 
 import csv
@@ -48,7 +48,7 @@ class Sample:
         min_depth_m: metres below the surface.
         max_depth_m: metres below the surface.
         date: ISO 8601.
-        category: of the sample; None where it is not told.
+        category: of the sample; None if not given.
         is_control: True for negative controls.
     """
 
@@ -96,7 +96,7 @@ def read_counts(path: str) -> Counts:
     columns are named by DNA sequences, as in DADA2's table, it is turned round.
 
     Raises:
-        InputError: it cannot be read, or a count is no whole number.
+        InputError: it cannot be read, or a count is not a whole number.
     """
     if not Path(path).is_file():
         raise InputError(f"{path}: no such count table; check the path")
@@ -106,7 +106,7 @@ def read_counts(path: str) -> Counts:
         counts = _read_text(path)
     twice = [name for name, number in _tally(counts.ids).items() if number > 1]
     if twice:
-        raise InputError(f"{path}: the row {twice[0]!r} is there twice; add up its counts")
+        raise InputError(f"{path}: the row {twice[0]!r} occurs twice; add up its counts")
     return counts
 
 
@@ -139,13 +139,13 @@ def _read_text(path: str) -> Counts:
     lines = _table_lines(path)
     header = next(lines, None)
     if header is None:
-        raise InputError(f"{path}: holds no line")
+        raise InputError(f"{path}: the file is empty")
     ids, data, columns, starts = [], [], [], [0]
     width = None
     for number, row in enumerate(lines, 1):
         if width is None:
             width = len(row)
-            if len(header) == width - 1:  # as R writes a table with row names
+            if len(header) == width - 1:  # R omits the header of the row names
                 header = ["", *header]
             names = header[1:]
             use = [at for at, name in enumerate(names, 1) if not _is_text_column(name)]
@@ -162,14 +162,14 @@ def _read_text(path: str) -> Counts:
                 value = float(cell)
             except ValueError:
                 raise InputError(
-                    f"{path}: row {number} ({row[0]}), column {header[at]!r}: {cell!r} is no count"
+                    f"{path}: row {number} ({row[0]}), column {header[at]!r}: {cell!r} not a count"
                 ) from None
             if value:
                 data.append(value)
                 columns.append(place)
         starts.append(len(data))
     if width is None:
-        raise InputError(f"{path}: holds a header and no counts")
+        raise InputError(f"{path}: has a header but no counts")
     samples = [names[at - 1] for at in use]
     values = np.array(data)
     _check_whole(path, values)
@@ -188,7 +188,7 @@ def _check_whole(path: str, values: np.ndarray) -> None:
     wrong = values[(values < 0) | (values != np.floor(values))]
     if len(wrong):
         raise InputError(
-            f"{path}: {wrong[0]:g} is no count; the table must hold reads, not shares of them"
+            f"{path}: {wrong[0]:g} is not a count; the table must hold reads, not fractions"
         )
 
 

@@ -206,7 +206,7 @@ def _taxon(row: Row, known_taxa: Mapping[str, str], method: str, reference: str)
     remarks.append(
         f"confidence {confidence:.2f} at {row['assigned_rank']}"
         if confidence is not None
-        else "no rank holds the confidence asked for"
+        else "no rank reaches the required confidence"
     )
     if hit:
         remarks.append(

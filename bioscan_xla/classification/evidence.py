@@ -1,8 +1,8 @@
-"""What speaks for a name: the candidates of a query, aligned, and how they vote at each rank.
+"""Evidence for a name: the candidates of a query, aligned, and how they vote at each rank.
 
 Input: a query and its candidates among the references. Output: `Hits`, votes, and one decision.
 Invariants: a hit whose alignment covers too little of the shorter sequence is no evidence; equal
-evidence for several lineages is reported, never settled in silence.
+evidence for several lineages is reported, never resolved silently.
 
 The weight of a hit at a rank is softmax(features @ VOTE_WEIGHTS[rank]).
 """
@@ -19,7 +19,7 @@ from .tree import LineageTree
 
 HIT_FEATURES = ("identity", "word_similarity", "coverage", "mismatches", "vector_similarity")
 
-# Fitted on 12S of fishes and rRNA, the mean of both. Fitting them anew for each reference gained
+# Fitted on 12S of fishes and rRNA, the mean of both. Refitting them for each reference gained
 # nothing on either.
 VOTE_WEIGHTS = np.array(
     [[0.7, 1.2, 1.0, 0.0, 1.0]] * 4

@@ -1,8 +1,8 @@
-"""The classified rows on disk: parts that are their own journal, and the file they become.
+"""The classified rows on disk: parts that serve as the journal, and the final file.
 
 Input: tables of `record.SCHEMA`. Output: `classified.parquet`, and which rows are done.
-Invariants: a part is written whole or not at all, so a run that was killed at any moment finds in
-the parts what remains to be done, and each record is there once.
+Invariants: a part is written whole or not at all, so after a kill the parts show what remains to be
+done, and each record is there once.
 """
 
 import json
@@ -26,11 +26,11 @@ class Journal:
     """The rows of one output folder."""
 
     def __init__(self, folder: str | Path, settings: Mapping[str, str]):
-        """Open or begin.
+        """Open or create.
 
         Args:
             folder: of all results.
-            settings: all that decides what a row says.
+            settings: everything that determines the content of a row.
 
         Raises:
             ConfigError: the folder holds rows that were made with other settings; the message
@@ -54,7 +54,7 @@ class Journal:
             ]
             if lines:
                 raise ConfigError(
-                    f"{folder}: holds results that were made in another way:\n"
+                    f"{folder}: holds results made with other settings:\n"
                     + "\n".join(lines)
                     + "\nUse the same options, or another --output"
                 )

@@ -39,8 +39,8 @@ def run_trials(namer: Namer, num_trials: int = 1500, seed: int = 0) -> Trials | 
     num = len(reference.ids)
     if num < _FEWEST_REFERENCES:
         log.warning(
-            "%d references are too few to calibrate with: confidence is the share of the votes, "
-            "and novelty is not told",
+            "%d references are too few for calibration: confidence is the share of the votes, "
+            "and novelty is not reported",
             num,
         )
         return None

@@ -1,4 +1,4 @@
-"""What is wrong or thin in a reference: suspected mislabels, shared barcodes, contradictions.
+"""Problems and gaps of a reference: suspected mislabels, shared barcodes, contradictions.
 
 Input: a `Reference`. Output: `Problem` records, coverage by taxon, figures of lengths and N.
 Invariants: nothing is changed; every suspicion comes with the ids and identities it rests on.
@@ -26,7 +26,7 @@ _RANKS_JUDGED = range(RANKS.index("phylum"), RANKS.index("species"))
 
 @dataclass(frozen=True)
 class Problem:
-    """Something to look at.
+    """A possible problem.
 
     Attributes:
         kind: `mislabel`, `shared_barcode` or `contradiction`.
@@ -120,7 +120,7 @@ def _suspect(reference: Reference, index: KmerIndex, lineages: list, row: int) -
 
 
 def _rank_of_disagreement(own: tuple, others: list[tuple]) -> int | None:
-    """The highest rank at which all others have one name, and it is not the own one."""
+    """The highest rank at which all others have one name, and it differs from its own."""
     for rank in _RANKS_JUDGED:
         names = [other[rank] for other in others if other[rank]]
         if own[rank] and len(names) >= _FEWEST_NEIGHBOURS:

@@ -1,4 +1,4 @@
-"""What a classification leaves in its folder, once every record is named.
+"""The output files of a classification, written once every record is named.
 
 Input: the rows of the journal and, where they are given, counts and samples. Output: the files of
 `--output` and the figures of `run.json`. Invariants: each file is made from the joined rows alone,
@@ -136,7 +136,7 @@ def write_results(
         )
     if matched < len(counts.ids):
         log.warning(
-            "%d rows of %s are no sequence of the input", len(counts.ids) - matched, config.table
+            "%d rows of %s match no sequence of the input", len(counts.ids) - matched, config.table
         )
     write_biom(folder / "table.biom", rows(), counts, samples, f"bioscan_xla {__version__}")
     write_phyloseq(folder / "phyloseq", rows(), counts, samples)

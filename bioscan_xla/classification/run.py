@@ -1,7 +1,7 @@
 """A classification job from files to files.
 
 Input: a config. Output: the folder of results and a summary. Invariants: a record is named once,
-however often the job is killed and run again; whatever ends the run, what was named is kept.
+however often the job is killed and run again; whatever ends the run, results so far are kept.
 """
 
 import json
@@ -149,7 +149,7 @@ def method_text(config: ClassifyConfig, encoder: "Encoder | None") -> str:
 def _settings(
     config: ClassifyConfig, reference: Reference, encoder: "Encoder | None"
 ) -> dict[str, str]:
-    """All that decides what a row says, as text."""
+    """Everything that determines the content of a row, as text."""
     fields = (
         "method",
         "candidates",
@@ -169,7 +169,7 @@ def _settings(
         "program": __version__.split("+")[0],
     }
     for name, value in (encoder.fingerprint if encoder else {}).items():
-        if name not in ("model", "revision", "adapter", "version"):  # where it lies
+        if name not in ("model", "revision", "adapter", "version"):  # its location
             told[f"model {name}"] = value
     return told
 

@@ -1,6 +1,6 @@
 """Vectors of queries and references by one encoder.
 
-Input: the model that was asked for, or the reference table's own. Output: an encoder, and the
+Input: the requested model, or the reference table's own. Output: an encoder, and the
 reference with vectors of that encoder. Invariants: queries and references are never compared by
 vectors of two encoders; vectors of a file are computed once and kept beside it.
 """
@@ -55,7 +55,7 @@ def prepare_vectors(
     if reference.vectors is not None and not compare(made_by, encoder.fingerprint).different:
         return encoder, reference
     if reference.vectors is not None:
-        log.info("the reference table was made by another model; its sequences are embedded anew")
+        log.info("the reference table was made by another model; its sequences are embedded again")
     vectors = _kept_vectors(encoder, reference, cache_folder(config))
     return encoder, reference.with_vectors(vectors, dict(encoder.fingerprint))
 

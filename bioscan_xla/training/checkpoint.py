@@ -1,9 +1,9 @@
-"""What training leaves on disk while it runs, and how it resumes.
+"""Checkpoints: what training saves while it runs, and how it resumes.
 
 Input: what a step trains, and where training is.
 Output: folders `checkpoints/step_<n>` and `checkpoints/best`, of safetensors and JSON.
-Invariants: a folder is whole or is not there; a checkpoint of other options or another label space
-is refused with the difference; nothing that could run code is unpickled.
+Invariants: a folder is complete or absent; a checkpoint of other options or another label space is
+refused with the difference; nothing that could run code is unpickled.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ from .step import Learner
 
 log = logging.getLogger(__name__)
 
-# What may differ between a run and its resumption without changing the result.
+# Options that may change on resuming without changing the result.
 _PLACES = ("train", "eval", "taxonomy", "model")  # options that name files
 _FREE = (
     "output",
@@ -174,7 +174,7 @@ class Checkpoints:
         return latest_checkpoint(self._config.output)
 
     def save(self, updates: int, best: bool = False) -> Path:
-        """Write beside, then rename; the oldest beyond `keep_checkpoints` go."""
+        """Write beside, then rename; delete the oldest beyond `keep_checkpoints`."""
         target = self.folder / f"step_{updates:09d}"
         part = self.folder / "part"
         accelerator = self._accelerator
@@ -216,7 +216,7 @@ class Checkpoints:
         part.rename(best)
 
     def load(self, folder: Path) -> None:
-        """Load a checkpoint of this very run.
+        """Load a checkpoint of this run.
 
         Raises:
             ConfigError: it is of other options or another label space; the message says which.
@@ -236,7 +236,7 @@ class Checkpoints:
         load_optimizer(self._learner.optimizer, optimizer)
         if not runtime.set_random_state(self._learner.device, random):
             log.warning(
-                "%s was saved on another device or by fewer processes: dropout is drawn anew",
+                "%s was saved on another device or by fewer processes: dropout will differ",
                 folder,
             )
 

@@ -177,7 +177,7 @@ def build_classifier(
 
 
 def fit_to_model(config: FinetuneConfig, base: Any) -> FinetuneConfig:
-    """The options that follow from the model's configuration where they were left open."""
+    """The options, with those left open filled in from the model's configuration."""
     targets = config.targets
     if not base.num_hidden_layers and targets == ["query", "value"]:
         targets = ["word_embeddings"]
@@ -198,12 +198,12 @@ def count_parameters(module: nn.Module) -> tuple[int, int]:
 def load_classifier(
     folder: str | Path, device: Device, model: str | None = None
 ) -> TaxonomyClassifier:
-    """Load what fine-tuning left, in evaluation mode.
+    """Load a fine-tuned model, in evaluation mode.
 
     Args:
         folder: the output folder of fine-tuning.
         device: an opened device.
-        model: the base model, where it is no longer where it was at training.
+        model: the base model, if it has moved since training.
 
     Raises:
         ModelError: a file is missing or does not fit.
@@ -212,7 +212,7 @@ def load_classifier(
     folder = Path(folder)
     for name in ("adapter/adapter_config.json", "heads.safetensors", "labels.json"):
         if not (folder / name).is_file():
-            raise ModelError(f"{folder}: has no {name}; name the output folder of fine-tuning")
+            raise ModelError(f"{folder}: has no {name}; pass the output folder of fine-tuning")
     labels = LabelSpace.load(folder / "labels.json")
     base, revision = resolve_base(model or DEFAULT_MODEL, None, str(folder))
     esm = load_model(base, device.dtype, revision)

@@ -1,8 +1,8 @@
 """Labelled sequences to training batches.
 
 Input: labelled files. Output: `Examples`, and for every step a `TrainingBatch`.
-Invariants: what step n holds depends only on the seed, the epoch and n; it is the same in every
-process and after every resume; batches have one of a few shapes.
+Invariants: the content of step n depends only on the seed, the epoch and n, so it is the same in
+every process and after every resume; batches have one of a few shapes.
 """
 
 import logging
@@ -95,7 +95,7 @@ def read_examples(
     sequences: list[str] = []
     lineages: list[Lineage] = []
     left_out: Counter[str] = Counter()
-    why = "there is no record"
+    why = "there are no records"
     for chunk in read_chunks(sources, reading, schema):
         ids += chunk.ids
         sequences += chunk.sequences
@@ -126,7 +126,7 @@ def _join_taxonomy(path: str, ids: list[str], lineages: list[Lineage]) -> list[L
     joined = sum(name in by_id for name in ids)
     if not joined:
         raise InputError(
-            f"{path}: has none of the ids of the sequences (it has {next(iter(by_id), 'none')!r}, "
+            f"{path}: contains none of the sequence ids (it has {next(iter(by_id), 'none')!r}, "
             f"they have {ids[0]!r}); its first column must hold the sequence ids"
         )
     if joined < len(ids):
@@ -163,7 +163,7 @@ class Augmentation:
 
 
 def augmentation_of(config: FinetuneConfig) -> Augmentation:
-    """How a run varies its sequences; what is read on both strands is trained on either."""
+    """How a run varies its sequences; with both strands, it trains on either."""
     reverse = 0.5 if config.strands == "both" else config.reverse_complement
     return Augmentation(reverse, config.frame_shift, config.crop)
 
@@ -271,7 +271,7 @@ def make_batch(
     own = rows[process_index::process_count]
     examples_windows = []
     for row in own.tolist():
-        # A generator for each example, so that the result is the same in whichever process.
+        # A generator for each example, so that the result is the same in every process.
         rng = np.random.default_rng([seed, epoch, row])
         sequence = augmentation.apply(examples.sequences[row], rng)
         read = [texts[0] for texts in readings([sequence], frames, "given")]

@@ -1,7 +1,7 @@
-"""What a classifier says of whole sequences, and how good that is.
+"""A classifier's predictions for whole sequences, and how good they are.
 
 Input: a classifier and sequences. Output: predictions, some vectors, figures.
-Invariants: long sequences are seen whole, as windows; nothing is augmented or cut; probabilities
+Invariants: long sequences are read in full, as windows; nothing is augmented or cut; probabilities
 are held for one batch of sequences at a time; every process has the same figures.
 """
 
@@ -28,7 +28,7 @@ _MOST_VECTORS = 5000
 
 @dataclass(frozen=True)
 class Evaluated:
-    """What a classifier said of the evaluation part.
+    """Predictions for the evaluation part.
 
     Attributes:
         predictions: of all sequences.
@@ -43,7 +43,7 @@ class Evaluated:
 
 @dataclass(frozen=True)
 class _Vectors:
-    """Gives `run_jobs` the vectors that a classifier's heads see."""
+    """Gives `run_jobs` the input vectors of a classifier's heads."""
 
     classifier: TaxonomyClassifier
     device: runtime.Device
@@ -180,7 +180,7 @@ def evaluate_part(
     figures: list[dict[str, float]] = [{}]
     found = predict_part(accelerator, classifier, device, data.eval.sequences, max_tokens)
     if accelerator.is_main_process and len(data.eval):
-        # Vectors that shrink to a point or blow up are seen here before the accuracy falls.
+        # Shows vectors that collapse or blow up before the accuracy falls.
         figures[0] = evaluate(found.predictions, data.eval_labels, data.space) | {
             "vector_norm": float(np.linalg.norm(found.vectors, axis=1).mean()),
             "vector_variance": float(found.vectors.var(0).mean()),

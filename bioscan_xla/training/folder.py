@@ -1,4 +1,4 @@
-"""The folder that fine-tuning leaves: adapter, heads, labels, config, metrics, report."""
+"""The output folder of fine-tuning: adapter, heads, labels, config, metrics, report."""
 
 import copy
 import csv
@@ -109,7 +109,7 @@ def write_model_folder(
     write_card(folder, config, space, result["evaluation"], facts)
     draw_curves(folder / "curves.png", history)
     if config.save_merged:
-        # A copy: merging changes the layers that the classifier goes on using.
+        # A copy: merging changes layers that the classifier still uses.
         merged = copy.deepcopy(classifier.encoder).cpu().merge_and_unload()  # type: ignore[operator]
         merged.config.update(reading)
         with no_bars():
@@ -128,7 +128,7 @@ def push_to_hub(folder: str, repository: str) -> None:
     """Upload a model folder without its checkpoints; the token is that of HF_TOKEN.
 
     Raises:
-        SyncError: it could not be uploaded; the folder is whole.
+        SyncError: it could not be uploaded; the folder is complete.
     """
     from huggingface_hub import HfApi
 
@@ -140,7 +140,7 @@ def push_to_hub(folder: str, repository: str) -> None:
         )
     except Exception as error:  # the transport under the hub's client has errors of its own
         raise SyncError(
-            f"the model is finished and whole in {folder}, but could not be uploaded to "
+            f"the model is finished and complete in {folder}, but could not be uploaded to "
             f"{repository!r} ({str(error).strip()}); check the name, the network and HF_TOKEN, "
             "then run the same command again: it uploads without training again"
         ) from error

@@ -1,8 +1,8 @@
 """The loop of fine-tuning: batches, updates, skipped updates, saving, counting.
 
 Input: a `Run`. Output: a trained model and lines of figures.
-Invariants: what is summed is summed in the order of the steps, however often it is looked at, so
-that a resumed run has the very figures of an uninterrupted one.
+Invariants: sums are taken in the order of the steps, however often they are read, so that a resumed
+run has exactly the figures of an uninterrupted one.
 """
 
 import logging
@@ -30,7 +30,7 @@ from .step import train_step
 
 log = logging.getLogger(__name__)
 
-_READ_STEPS = 20  # updates between looks at what the device has accumulated
+_READ_STEPS = 20  # updates between reads of what the device has accumulated
 _LOG_SECONDS = 60.0
 _NOT_FINITE_IN_A_ROW = 3
 
@@ -41,7 +41,7 @@ class TrainingStopped(BioscanError, RuntimeError):
 
 @dataclass(frozen=True)
 class _Update:
-    """An update that was begun, one entry a batch.
+    """An update in progress, one entry per batch.
 
     Attributes:
         figures: what `train_step` gave, on the device; the last has the gradient norm.
@@ -53,7 +53,7 @@ class _Update:
 
 
 class _Rate:
-    """How fast this process was since the last look."""
+    """Speed of this process since the last report."""
 
     def __init__(self, device: runtime.Device, encoder: torch.nn.Module) -> None:
         self._device, self._config = device, encoder.config
@@ -70,7 +70,7 @@ class _Rate:
         self._squared += sum(length**2 for length in lengths)
 
     def figures(self) -> dict[str, float]:
-        """Rates and use of the device, and begin anew."""
+        """Rates and use of the device; then resets."""
         seconds = max(1e-9, time.monotonic() - self._since)
         result = {
             "train/sequences_per_second": self._sequences / seconds,
@@ -88,17 +88,17 @@ class _Rate:
 
 
 class Loop:
-    """One epoch after the other, from wherever the cursor stands."""
+    """One epoch after the other, from the cursor on."""
 
     def __init__(self, run: Run):
-        """Take a run that is set up."""
+        """Set up for a run."""
         self.run, self.config, self.device = run, run.config, run.device
         self.accelerator, self.cursor = run.accelerator, run.cursor
         config = run.config
         self.augmentation = augmentation_of(config)
         self.pending: list[_Update] = []
         self.group: Any = None
-        if run.accelerator.num_processes > 1:  # by way of the hosts: no device waits
+        if run.accelerator.num_processes > 1:  # through the hosts: no device waits
             self.group = distributed.new_group(backend="gloo")
         self.is_first = run.accelerator.is_main_process and run.device.process_index == 0
         self.rate = _Rate(run.device, run.classifier.encoder)
@@ -106,7 +106,7 @@ class Loop:
         self.saved = time.monotonic()
 
     def run_epoch(self, stop: Any) -> None:
-        """Train to the end of the cursor's epoch, or until `stop` is set; either way saved."""
+        """Train to the end of the cursor's epoch, or until `stop` is set; saves either way."""
         config, cursor = self.config, self.cursor
         plan = plan_epoch(
             self.run.num_tokens, self.run.max_tokens, config.batch_size, config.seed, cursor.epoch
@@ -197,7 +197,7 @@ class Loop:
         )
 
     def _read(self) -> None:
-        """Fetch and count what the device has computed since the last look."""
+        """Fetch and count what the device has computed since the last read."""
         if not self.pending:
             return
         pending, self.pending = self.pending, []
@@ -231,7 +231,7 @@ class Loop:
             return
         cursor.skipped += 1
         self.bad_in_a_row += 1
-        log.warning("update %d: the gradient is not finite and is left out", cursor.updates)
+        log.warning("update %d: the gradient is not finite; the update is skipped", cursor.updates)
         if self.bad_in_a_row >= _NOT_FINITE_IN_A_ROW:
             raise TrainingStopped(
                 f"the gradient was not finite {self.bad_in_a_row} times in a row; the last "
@@ -250,7 +250,7 @@ class Loop:
         self.run.tracker.log(line, self.cursor.updates)
 
     def save(self, best: bool = False) -> None:
-        """Save a checkpoint of this moment."""
+        """Save a checkpoint of the current state."""
         self._read()
         self.run.checkpoints.save(self.cursor.updates, best)
         self.saved = time.monotonic()

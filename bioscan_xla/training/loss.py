@@ -88,7 +88,7 @@ def rank_loss(
     parents: Sequence[ParentLink] | None = None,
     consistency: float = 0.0,
 ) -> RankLoss:
-    """Cross-entropy weighted by rank; the formula stands at the head of this file.
+    """Cross-entropy weighted by rank; see the formula at the top of this file.
 
     Args:
         logits: for each rank (rows, classes), float32.

@@ -1,8 +1,8 @@
 """How good predicted lineages are.
 
 Input: class probabilities, a batch at a time, and the true class numbers. Output: figures by name.
-Invariants: what is kept of a sequence is 140 bytes, whatever the number of classes; the figures do
-not depend on how the sequences were cut into batches.
+Invariants: 140 bytes are kept per sequence, whatever the number of classes; the figures do not
+depend on how the sequences were batched.
 
 F1 is scikit-learn's. Its top-k accuracy and the calibration error of torchmetrics want the whole
 (sequences, classes) matrix or a further dependency, so these two are our own.
@@ -43,7 +43,7 @@ class Predictions:
 
     @classmethod
     def of(cls, probabilities: Sequence[np.ndarray]) -> "Predictions":
-        """Keep of a batch, for each rank (sequences, classes), what the figures need.
+        """Keep what the figures need of a batch: for each rank (sequences, classes).
 
         >>> found = Predictions.of([np.array([[0.1, 0.9]])] + [np.zeros((1, 0))] * 6)
         >>> found.classes.tolist(), found.confidence[0].tolist()

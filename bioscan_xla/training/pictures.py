@@ -1,7 +1,7 @@
 """Pictures and tables of a fine-tuned model: curves, confusion, vectors.
 
 Input: the history of a run, and predicted and true class numbers. Output: PNG and CSV files.
-Invariants: drawing needs no screen.
+Invariants: drawing needs no display.
 """
 
 import csv
@@ -67,7 +67,7 @@ def draw_confusion(
 def write_confusions(
     path: Path, predicted: np.ndarray, truth: np.ndarray, labels: LabelSpace, most: int = 100
 ) -> None:
-    """Write which taxa are taken for which, most often first, as CSV."""
+    """Write which taxa are confused with which, most frequent first, as CSV."""
     pairs: Counter[tuple[int, int, int]] = Counter()
     for rank in range(len(RANKS)):
         wrong = (truth[:, rank] != UNKNOWN) & (predicted[:, rank] != truth[:, rank])
@@ -84,7 +84,7 @@ def write_confusions(
 def draw_vectors(path: Path, vectors: np.ndarray, phylum: np.ndarray, names: Sequence[str]) -> None:
     """Vectors on their first two principal components, coloured by phylum, as PNG.
 
-    Nothing is drawn of fewer than two: they span no plane.
+    Fewer than two vectors are not drawn.
     """
     if min(vectors.shape) < 2:
         return

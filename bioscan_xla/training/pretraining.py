@@ -182,7 +182,7 @@ def pretrain(config: PretrainConfig) -> dict[str, Any]:
 
 
 def _claim(output: Path, config: PretrainConfig, sequences: Sequence[str]) -> dict[str, Any] | None:
-    """Take the folder for this run, or refuse; the figures of the run if it is finished.
+    """Claim the folder for this run, or refuse; returns the run's figures if it is finished.
 
     Raises:
         ConfigError: the folder has a model, or a run with other options or sequences.
@@ -191,7 +191,7 @@ def _claim(output: Path, config: PretrainConfig, sequences: Sequence[str]) -> di
     if not path.is_file():
         if any(any(output.glob(name)) for name in ("*.safetensors", "*.bin", "checkpoints")):
             raise ConfigError(
-                f"{output}: already holds a model or checkpoints of something else; take another "
+                f"{output}: already holds a model or checkpoints of something else; use another "
                 "--output"
             )
         output.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,8 @@
 """Fine-tuning from a config to a model folder.
 
 Input: a config. Output: a model folder (adapter, heads, labels, report).
-Invariants: a run that is killed and started again ends as one that was never interrupted, bit for
-bit on a CPU.
+Invariants: a run that is killed and restarted gives the result of an uninterrupted run, bit for bit
+on a CPU.
 """
 
 import dataclasses
@@ -49,7 +49,7 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
         raise ConfigError("tensorboard is not installed: pip install 'bioscan_xla[tensorboard]'")
     hosts.check_same(device, "the options", repr(config))
     if device.process_index:
-        logging.getLogger("bioscan_xla").setLevel(logging.ERROR)  # the first host says it all
+        logging.getLogger("bioscan_xla").setLevel(logging.ERROR)  # the first host logs everything
         config = dataclasses.replace(config, tracker="none", push_to_hub=None)
     with hosts.own_folder(device, config.output) as folder:
         result = _finetune(dataclasses.replace(config, output=folder), device)

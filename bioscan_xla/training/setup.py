@@ -1,8 +1,8 @@
 """From a config to a run that is ready to train: data, model, optimizer, checkpoint.
 
 Input: a config, an opened device, an Accelerator. Output: a `Run`.
-Invariants: data, split and initial weights follow from the config and the seed alone; where the
-output folder has a checkpoint of this run, the run stands where it was saved.
+Invariants: data, split and initial weights follow from the config and the seed alone; if the
+output folder has a checkpoint of this run, the run resumes from it.
 """
 
 import dataclasses
@@ -47,7 +47,7 @@ _CONFLICTS_SHOWN = 5
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """All that a training run consists of.
+    """Everything that makes up a training run.
 
     Attributes:
         config: its options.
@@ -83,8 +83,8 @@ class Run:
 
 
 def set_up(config: FinetuneConfig, device: runtime.Device, accelerator: Any) -> Run:
-    """Read the data, make the model, and go to where the last checkpoint was saved."""
-    # A wrong model is told before the data are read.
+    """Read the data, make the model, and restore the last checkpoint."""
+    # A wrong model is reported before the data are read.
     recorded = recorded_commit(config)
     config = fit_to_model(config, read_config(config.model, recorded or config.revision))
     commit = recorded or resolve_commit(config.model, config.revision)

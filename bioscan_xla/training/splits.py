@@ -1,7 +1,7 @@
 """Training, evaluation and novel parts of labelled sequences.
 
 Input: sequences and their class numbers. Output: one of `train`, `eval`, `novel` for each.
-Invariants: sequences in one group of kin, equal ones at least, have the same part; each stratum
+Invariants: a group of similar sequences, at least the identical ones, is in one part; each stratum
 gives its share, rounded up or down; the same seed gives the same split.
 """
 
@@ -112,8 +112,8 @@ def groups_of_kin(sequences: Sequence[str], identity: float = 1.0) -> list[int]:
 
     Likeness is the Jaccard index of their 16-mers, either strand, estimated from 96 minimal
     hashes; an identity i of sequences of like length means an index of 1 / (2 exp(16 (1 - i)) - 1)
-    (Ondov et al. 2016, https://doi.org/10.1186/s13059-016-0997-x). Groups are closed: if a
-    is like b and b like c, all three are one group. With `identity` 1 only equal sequences are.
+    (Ondov et al. 2016, https://doi.org/10.1186/s13059-016-0997-x). Groups are transitive: if
+    a is like b and b like c, all three are one group. With `identity` 1 only equal ones are.
 
     >>> groups_of_kin(["ACGT", "ACGA", "ACGT"])
     [0, 1, 0]

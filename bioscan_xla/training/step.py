@@ -92,12 +92,12 @@ def train_step(
 
 @torch.no_grad()
 def _update_where(good: torch.Tensor, learner: Learner) -> None:
-    """Update where `good` holds, else change nothing; asking a device would wait for it."""
+    """Update if `good`, else change nothing; testing it on the host would wait for the device."""
     if learner.device.kind == "cpu":
         if good:
             learner.optimizer.step()
         return
-    # State that this step makes anew begins at zero, which a gradient of zero leaves.
+    # New optimizer state starts at zero, and a zero gradient leaves it there.
     for parameter in learner.trained:
         parameter.grad = torch.where(good, parameter.grad, 0.0)  # type: ignore[arg-type]
     kept = [*learner.trained, *device_state(learner.optimizer)]
