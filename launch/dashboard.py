@@ -37,7 +37,7 @@ def count_by_rank(table: Any, rank: str, where: str | None = None) -> dict[str, 
         InputError: no such rank.
     """
     if rank not in RANKS:
-        raise InputError(f"{rank!r} is no rank; choose {', '.join(RANKS)}")
+        raise InputError(f"{rank!r} is not a rank; use one of {', '.join(RANKS)}")
     query = table.search().select([rank])
     counts: Counter[str] = Counter()
     for batch in (query.where(where) if where else query).to_batches(1 << 16):

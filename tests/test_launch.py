@@ -29,7 +29,7 @@ def assert_kept(ours, theirs, path=""):
     """Every field that we wrote is one that the schema's model kept."""
     if isinstance(ours, dict):
         for key, value in ours.items():
-            assert key in theirs, f"{path}.{key} is no field"
+            assert key in theirs, f"{path}.{key} is not a field"
             assert_kept(value, theirs[key], f"{path}.{key}")
     elif isinstance(ours, list):
         for number, (one, other) in enumerate(zip(ours, theirs, strict=True)):
@@ -66,7 +66,7 @@ def test_jobset_by_the_models_of_its_schema(path):
     assert_kept(ours, models.JobsetV1alpha2JobSet.from_dict(ours).to_dict())
     wrong = load(path.name)
     wrong["spec"]["replicatedJob"] = []
-    with pytest.raises(AssertionError, match="replicatedJob is no field"):
+    with pytest.raises(AssertionError, match="replicatedJob is not a field"):
         assert_kept(wrong, models.JobsetV1alpha2JobSet.from_dict(wrong).to_dict())
 
 

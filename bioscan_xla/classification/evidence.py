@@ -1,7 +1,7 @@
 """Evidence for a name: the candidates of a query, aligned, and how they vote at each rank.
 
 Input: a query and its candidates among the references. Output: `Hits`, votes, and one decision.
-Invariants: a hit whose alignment covers too little of the shorter sequence is no evidence; equal
+Invariants: a hit whose alignment covers too little of the shorter sequence does not count; equal
 evidence for several lineages is reported, never resolved silently.
 
 The weight of a hit at a rank is softmax(features @ VOTE_WEIGHTS[rank]).

@@ -2,7 +2,7 @@
 
 `python -m tests.bench.kill --kills 100` divides the kills among one process, two processes that
 share the input, and the driver of a Ray run (a fifth of them, for its workers start slowly); it
-prints a line for each, and ends with status 1 if a record is lost, doubled, or set aside without a
+prints a line for each, and ends with status 1 if a record is lost, doubled, or rejected without a
 reason. Times are not measured.
 """
 
@@ -54,8 +54,8 @@ class Count:
         kills: processes that were running and were killed with -9.
         rounds: times that all processes were started.
         versions: commits of the table.
-        lost: ids that are neither in the table nor set aside.
-        doubled: ids that are in the table twice, or set aside twice, or both.
+        lost: ids that are neither in the table nor rejected.
+        doubled: ids that are in the table twice, or rejected twice, or both.
         rows: of the table.
     """
 
