@@ -75,7 +75,7 @@ def test_neighbours_of_a_row(table):
 
 
 def test_what_is_not_there_is_said(table):
-    with pytest.raises(InputError, match="no rank"):
+    with pytest.raises(InputError, match="not a rank"):
         dashboard.count_by_rank(table, "depth")
     with pytest.raises(InputError, match="O'Hara"):
         dashboard.neighbours_of_row(table, "O'Hara")
