@@ -189,3 +189,13 @@ def test_python_m_names_modules_that_are_there():
     }
     assert len(named) > 3
     assert all((PACKAGE / f"{name.replace('.', '/')}.py").is_file() for name in named)
+
+
+def test_the_map_of_the_rooms_names_every_file():
+    text = (ROOT / "docs/architecture.md").read_text()
+    missing = [
+        path.relative_to(PACKAGE).as_posix()
+        for path in FILES
+        if path.stem != "__init__" and f"`{path.stem}`" not in text and path.parent != PACKAGE
+    ]
+    assert not missing
