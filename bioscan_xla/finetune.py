@@ -29,7 +29,7 @@ def choose_backend(device: str) -> None:
 
     Otherwise it uses torch_xla whenever it is installed.
     """
-    from .encode.runtime import choose
+    from .encode.choice import choose
 
     os.environ["USE_TORCH_XLA"] = "1" if choose(device)[0] == "xla" else "0"
 

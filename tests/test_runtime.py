@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from bioscan_xla.encode.runtime import _has_tpu_chip, open_device, shard_parameters
+from bioscan_xla.encode.choice import has_tpu_chip
+from bioscan_xla.encode.runtime import open_device, shard_parameters
 from bioscan_xla.errors import ConfigError, DeviceError
 
 from .conftest import ROOT, cosine, run_python
@@ -31,9 +32,9 @@ def test_a_tpu_is_told_by_its_pci_identity(tmp_path):
         (tmp_path / str(number)).mkdir()
         (tmp_path / str(number) / "vendor").write_text(vendor + "\n")
         (tmp_path / str(number) / "device").write_text(device + "\n")
-    assert not _has_tpu_chip(tmp_path)  # another vendor's, and Google's network card
+    assert not has_tpu_chip(tmp_path)  # another vendor's, and Google's network card
     (tmp_path / "1" / "device").write_text("0x0063\n")
-    assert _has_tpu_chip(tmp_path)
+    assert has_tpu_chip(tmp_path)
 
 
 def test_unknown_names_are_refused():

@@ -9,7 +9,6 @@ compiles nothing.
 import atexit
 import ctypes
 import functools
-import importlib.util
 import logging
 import os
 import platform
@@ -25,13 +24,10 @@ import numpy as np
 import torch
 
 from ..errors import ConfigError, DeviceError
-from ..options import DEVICES
+from .choice import choose, cpu_has_bfloat16
 from .peaks import TPU_NAMES, TPU_PEAK_FLOPS
 
 log = logging.getLogger(__name__)
-
-_TPU_PCI_DEVICES = ("0x0027", "0x005e", "0x0063", "0x006f", "0x0076")
-"""v2 and v3, v4, v5e, v6e, 7x. Reference: torch_xla/_internal/tpu.py."""
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -66,43 +62,6 @@ class Device:
         return str(self.dtype).removeprefix("torch.")
 
 
-def _cpu_has_bfloat16() -> bool:
-    """True if the processor multiplies bfloat16 natively (AVX512-BF16, AMX or Arm BF16)."""
-    try:
-        flags = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return False
-    return any(word in flags for word in ("avx512_bf16", "amx_bf16", " bf16"))
-
-
-def _has_tpu() -> bool:
-    if importlib.util.find_spec("torch_xla") is None:
-        return False
-    named = os.environ.get("PJRT_DEVICE", "").upper()
-    return named == "TPU" or (not named and _has_tpu_chip())
-
-
-def _has_tpu_chip(devices: Path = Path("/sys/bus/pci/devices")) -> bool:
-    """True if a TPU is attached; v5e and later may appear only under /dev/vfio, as others do."""
-    if any(Path("/dev").glob("accel[0-9]*")):
-        return True
-    google = (path.parent for path in devices.glob("*/vendor") if path.read_text() == "0x1ae0\n")
-    return any((chip / "device").read_text().strip() in _TPU_PCI_DEVICES for chip in google)
-
-
-def choose(name: str) -> tuple[str, str]:
-    """The kind of device that a name means on this machine, and why; nothing is opened."""
-    if name not in DEVICES:
-        raise ConfigError(f"device {name!r} is unknown; choose {', '.join(DEVICES)}")
-    if name != "auto":
-        return name, "as requested"
-    if _has_tpu():
-        return "xla", "a TPU was found"
-    if torch.cuda.is_available():
-        return "cuda", "a CUDA GPU was found, and no TPU"
-    return "cpu", "neither a TPU nor a CUDA GPU was found"
-
-
 def open_device(
     name: str = "auto", dtype: str | None = None, *, whole_slice: bool = False
 ) -> Device:
@@ -121,7 +80,7 @@ def open_device(
     """
     kind, why = choose(name)
     if dtype is None:
-        dtype = "bfloat16" if kind != "cpu" or _cpu_has_bfloat16() else "float32"
+        dtype = "bfloat16" if kind != "cpu" or cpu_has_bfloat16() else "float32"
     if dtype not in DTYPES:
         raise ConfigError(f"dtype {dtype!r} is unknown; choose bfloat16 or float32")
     if kind == "xla":
