@@ -137,12 +137,13 @@ def test_killed_and_resumed_on_the_mesh(mesh_options, whole, tmp_path):
 @pytest.mark.xla
 @needs_xla
 def test_a_slice_of_two_hosts_stops_together_and_resumes_as_one_host(mesh_options, whole, tmp_path):
-    two = mesh_options | {"output": str(tmp_path / "two")}
+    two = mesh_options | {"output": str(tmp_path / "two"), "push_to_hub": "lab/model"}
+    pushed = tmp_path / "pushed"
     temporary = tmp_path / "temporary"
     temporary.mkdir()
 
     def slice_of_two(**of_second):
-        common = {"MASTER_PORT": free_port(), "TMPDIR": str(temporary)}
+        common = {"MASTER_PORT": free_port(), "TMPDIR": str(temporary), "PUSHED": str(pushed)}
         first = start(two, HOST="0/2", **common)
         return end(first, start(two, HOST="1/2", **common, **of_second))
 
@@ -154,4 +155,5 @@ def test_a_slice_of_two_hosts_stops_together_and_resumes_as_one_host(mesh_option
     assert {result["model_path"] for result in resumed} == {two["output"]}
     assert resumed[0]["evaluation"] == resumed[1]["evaluation"] == whole["evaluation"]
     assert difference(mesh_options["output"], two["output"]) == 0
+    assert pushed.read_text() == "lab/model\n"  # once, by the first host
     assert not list(temporary.glob("bioscan-*"))
