@@ -99,7 +99,8 @@ def test_it_runs(part, workplace):
         pytest.importorskip("libtpu", reason="the TPU compiler is not installed")
         words = [word.replace("labelled.parquet", "alike.parquet") for word in words]
     if words[0] == "accelerate":
-        words = ["python", "-m", "accelerate.commands.launch", str(ROOT / words[2]), *words[3:]]
+        launcher = ["python", "-m", "accelerate.commands.launch", "--quiet"]
+        words = [*launcher, str(ROOT / words[3]), *words[4:]]
         words += ["--num-epochs", "1", "--device", "cpu"]
     if any(name in named for name in ("embed --input", "plan ", "finetune.py")):
         words += ["--model", "demo/model"]
@@ -151,7 +152,7 @@ def test_what_needs_an_account_is_well_formed(line):
         inner = shlex.split(
             command.removeprefix("--command=").replace("configs/", f"{ROOT}/configs/")
         )
-        assert inner[:3] == ["accelerate", "launch", "launch/finetune.py"]
-        assert parse(FinetuneConfig, inner[3:], "finetune").train
+        assert inner[:4] == ["accelerate", "launch", "--quiet", "launch/finetune.py"]
+        assert parse(FinetuneConfig, inner[4:], "finetune").train
     elif "launch/finetune.py" in words and words[0] == "accelerate":
-        assert parse(FinetuneConfig, words[3:], "finetune").train
+        assert parse(FinetuneConfig, words[4:], "finetune").train
