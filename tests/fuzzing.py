@@ -66,7 +66,8 @@ def write_case(folder, kind, number):
         if rng.random() < 0.3:
             content = _mutate(rng, content)
         half = rng.randrange(len(content) + 1)
-        content = gzip.compress(content[:half], rng.randrange(10)) + gzip.compress(content[half:])
+        first = gzip.compress(content[:half], rng.randrange(10), mtime=0)
+        content = first + gzip.compress(content[half:], mtime=0)
     path.write_bytes(_mutate(rng, content) if rng.random() < 0.95 else content)
     return str(path)
 
