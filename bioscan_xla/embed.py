@@ -101,7 +101,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments,
         "python -m bioscan_xla.embed",
         on_second_signal="stopped at once; committed rows are kept. Run the same command to resume",
-        demo={"input": SAMPLE, "db": "demo/embeddings.db", "model": "bioscan-small"},
+        demo={
+            "input": SAMPLE,
+            "db": "demo/embeddings.db",
+            "model": "bioscan-small",
+            "keep": ["marker"],
+        },
         demo_note="No options given: embedding the built-in sample (demo/sample.parquet) with the "
         "shipped encoder bioscan-small into demo/embeddings.db. Your own data: "
         "python -m bioscan_xla.embed --input FILES --db FOLDER",

@@ -15,8 +15,11 @@ from .reads.lineages import RANKS
 
 def finetune(config: FinetuneConfig) -> dict[str, Any]:
     """Run a config; see `train.finetune`."""
+    from .errors import InputError
     from .reads.inputs import expand_inputs
 
+    if not config.train:
+        raise InputError("no training sequences given; pass --train FILES")
     expand_inputs(config.train)  # reports missing files before the heavy imports
     choose_backend(config.device)
     from .training.run import finetune as run
@@ -130,6 +133,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "train": SAMPLE,
             "output": "demo/classifier",
             "model": "bioscan-small",
+            "device": "cpu",
+            "dtype": "float32",
             "num_epochs": 12,
             "batch_size": 16,
             "learning_rate": 0.003,

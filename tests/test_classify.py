@@ -1,6 +1,7 @@
 """The command from files to files: names, resume, refusals, and every format by its own reader."""
 
 import csv
+import gzip
 import json
 import os
 import signal
@@ -141,6 +142,22 @@ def test_no_lineage_contradicts_itself(data, done):
         kept = [row[rank] for rank in RANKS]
         assert kept == [b if k else None for k, b in zip(kept, best, strict=True)]
         assert kept[: sum(map(bool, kept))] == list(best[: sum(map(bool, kept))])
+
+
+def test_a_damaged_file_leaves_the_names_of_what_came_before(data, tmp_path):
+    folder, _ = data
+    whole = gzip.compress((folder / "asv.fasta").read_bytes(), mtime=0)
+    (tmp_path / "cut.fasta.gz").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match=r"cut\.fasta\.gz"):
+        run_classification_pipeline(
+            str(tmp_path / "cut.fasta.gz"),
+            str(folder / "reference.parquet"),
+            str(tmp_path / "out"),
+            num_trials=0,
+        )
+    assert 1 <= len(list(read_rows(tmp_path / "out"))) < 37
+    assert (tmp_path / "out/report.html").is_file()
+    assert (tmp_path / "out/taxonomy.tsv").is_file()
 
 
 def test_run_json_tells_the_reference(done):

@@ -196,14 +196,7 @@ def test_finetune_without_a_word_trains_on_the_sample(tmp_path, monkeypatch, cap
     # The same run as the demo's config.
     assert config == parse(
         FinetuneConfig,
-        [
-            "--config",
-            str(ROOT / "configs/finetune_demo.yaml"),
-            "--device",
-            "auto",
-            "--dtype",
-            "null",
-        ],
+        ["--config", str(ROOT / "configs/finetune_demo.yaml")],
         "finetune",
     )
     assert (tmp_path / "demo/sample.parquet").is_file()

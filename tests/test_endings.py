@@ -212,7 +212,7 @@ def test_the_summary_counts_sequences_and_every_change(tmp_path, model_folder, c
     assert "\n1 sequences embedded" in "\n" + capsys.readouterr().out
     assert run(tmp_path / "x.parquet", tmp_path / "db", model_folder) == 0
     output = capsys.readouterr().out
-    assert "all 2 usable sequences that were left embedded" in output
+    assert "the remaining 2 usable sequences were embedded" in output
     assert "nan position 1" in output
     assert "tokens" not in output
     db = tmp_path / "all"

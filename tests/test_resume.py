@@ -197,7 +197,9 @@ def test_a_full_disk_keeps_what_was_committed_and_the_next_run_goes_on(
 ):
     folder, remount = small_disk
     source, db = write_files(tmp_path / "in", [5000]), str(folder / "db")
-    with pytest.raises(TableError, match=r"could not be written.*free\s+space.*run again to go on"):
+    with pytest.raises(
+        TableError, match=r"could not be written.*free\s+space.*run again to resume"
+    ):
         run_embedding_pipeline(source, db, commit_rows=500, **options)
     num_rows = sum(stored(db).values())
     assert 0 < num_rows < 5000

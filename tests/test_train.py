@@ -180,7 +180,7 @@ def test_an_error_under_the_launcher_is_one_message(training_sample, tmp_path):
     )
     assert ended.returncode == 1
     assert ended.stderr.splitlines()[-1] == (
-        "error: no/such/folder: there is no such folder; check the path"
+        "error: no/such/folder: no such folder; check the path"
     )
     assert "Traceback" not in ended.stderr
 

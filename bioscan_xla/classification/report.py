@@ -91,9 +91,9 @@ def _lede(overview: Overview, run: Mapping[str, Any]) -> str:
     reference = run["reference"]
     return (
         f"{overview.num_sequences:,} sequences, named by the {reference['sequences']:,} references "
-        f"of {_reference_name(run)}. Every name holds a precision of "
-        f"{run['options']['precision']:.0%} on references that were left out; a lineage is cut "
-        "where that is not reached."
+        f"of {_reference_name(run)}. Lineages are cut so that about "
+        f"{run['options']['precision']:.0%} of the names were right in a test on "
+        f"{run['calibration_trials']:,} left-out references."
     ).replace("%", " %")
 
 

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _CHUNK_ROWS = 512
+_ENOUGH_TRIALS = 500
 
 
 def classify(config: ClassifyConfig, command: str | None = None) -> dict[str, Any]:
@@ -94,9 +95,20 @@ def classify(config: ClassifyConfig, command: str | None = None) -> dict[str, An
         precision=config.precision,
         fixed_thresholds=config.threshold,
     )
+    if trials is not None and calibration.num_trials < _ENOUGH_TRIALS:
+        log.warning(
+            "confidence rests on %d left-out references only; below %d the precision of %g may not "
+            "hold. Raise --num-trials, or take a larger reference",
+            calibration.num_trials,
+            _ENOUGH_TRIALS,
+            config.precision,
+        )
     told = {rank: round(float(t), 3) for rank, t in zip(RANKS, calibration.thresholds, strict=True)}
     log.info("least confidence by rank: %s", ", ".join(f"{r} {t}" for r, t in told.items()))
-    tally = _name_input(config, names, namer, encoder, calibration, journal)
+    try:
+        tally = _name_input(config, names, namer, encoder, calibration, journal)
+    except _Broken as broken:  # the records before the damage are named and written
+        tally, failures = broken.tally, [*failures, broken.error]
     result: dict[str, Any] = {
         "program": f"bioscan_xla {__version__}",
         "command": command,
@@ -127,6 +139,14 @@ def classify(config: ClassifyConfig, command: str | None = None) -> dict[str, An
     if failures:
         raise InputError("; ".join(map(str, failures)))
     return result
+
+
+class _Broken(Exception):
+    """A file could not be read in full; carries what was counted until then."""
+
+    def __init__(self, tally: Counter, error: InputError):
+        super().__init__(str(error))
+        self.tally, self.error = tally, error
 
 
 def method_text(config: ClassifyConfig, encoder: "Encoder | None") -> str:
@@ -203,15 +223,18 @@ def _name_input(
     logging_redirect = logging_redirect_tqdm()
     bar = tqdm(total=total, initial=already, unit="seq", disable=None)
     with stop_on_signal() as stop, logging_redirect, bar:
-        for chunk in chunks:
-            journal.append(_name_chunk(config, chunk, namer, encoder, calibration))
-            rejections.add(chunk.rejected)
-            tally["read"] += chunk.num_rows
-            tally.update(f"rejected:{item.code.value}" for item in chunk.rejected)
-            bar.update(chunk.num_rows)
-            if stop.event.is_set():
-                tally["interrupted"] = stop.signal_number or 0
-                break
+        try:
+            for chunk in chunks:
+                journal.append(_name_chunk(config, chunk, namer, encoder, calibration))
+                rejections.add(chunk.rejected)
+                tally["read"] += chunk.num_rows
+                tally.update(f"rejected:{item.code.value}" for item in chunk.rejected)
+                bar.update(chunk.num_rows)
+                if stop.event.is_set():
+                    tally["interrupted"] = stop.signal_number or 0
+                    break
+        except InputError as error:
+            raise _Broken(tally, error) from error
     return tally
 
 

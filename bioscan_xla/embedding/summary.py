@@ -31,6 +31,8 @@ def summarise(config: EmbedConfig, result: dict[str, Any]) -> str:
     lines = []
     if _is_nothing_usable(config, result):
         lines.append(_why_nothing_is_usable(config, result, rejected))
+    elif not result["sequences_processed"] and result["failure"] is not None:
+        return f"nothing embedded: table {config.table!r} of {config.db} is as it was"
     elif not result["sequences_processed"] and not result["interrupted"]:
         share = _share(config)
         lines.append(
@@ -90,7 +92,7 @@ def _how_many(config: EmbedConfig, result: dict[str, Any]) -> str:
         return f"{number:,} sequences"
     share = "" if config.process_count == 1 else " of this process's share"
     if result["already_done"]:
-        return f"all {number:,} usable sequences{share} that were left"
+        return f"the remaining {number:,} usable sequences{share} were"
     return f"all {number:,} usable sequences{share}"
 
 

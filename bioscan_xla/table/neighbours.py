@@ -6,6 +6,7 @@ fingerprint, rows. Invariants: nothing here writes.
 
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from ..errors import TableError, first_line
 FINGERPRINT_KEY = b"bioscan_xla.fingerprint"
 _QUERIES = 64  # per call, which reads the table once
 _EXACT_ROWS = 100_000  # up to here an exact search takes well under a second
+_OPEN_ATTEMPTS, _OPEN_SECONDS = 50, 0.2
 
 
 def connect(uri: str) -> Any:
@@ -51,6 +53,23 @@ def open_table(uri: str, name: str = "embeddings") -> Any:
         raise TableError(f"{uri}: cannot be opened ({first_line(error)})") from error
     known = f"it has {', '.join(names)}" if names else "it has no tables"
     raise TableError(f"{uri}: has no table {name!r}; {known}. Check --db and --table")
+
+
+def open_or_create(database: Any, name: str, schema: pa.Schema) -> Any:
+    """Open a table, or create it; another process may be creating it at this moment.
+
+    Its folder is there before its first version, and cannot be opened in between.
+    """
+    for attempt in range(_OPEN_ATTEMPTS):
+        try:
+            if not exists(database, name):
+                database.create_table(name, schema=schema, exist_ok=True)
+            return database.open_table(name)
+        except (RuntimeError, ValueError) as error:
+            if "not found" not in str(error).lower() or attempt == _OPEN_ATTEMPTS - 1:
+                raise
+            time.sleep(_OPEN_SECONDS)
+    raise AssertionError("unreachable")
 
 
 def read_fingerprint(table: Any) -> dict[str, str]:

@@ -25,7 +25,7 @@ from ..reads.lineages import RANKS
 from ..reads.records import Rejection
 from ..reads.shares import ALL, Share
 from .claim import Claim
-from .neighbours import FINGERPRINT_KEY, connect, exists
+from .neighbours import FINGERPRINT_KEY, connect, open_or_create
 from .rejections import Rejections
 from .rows import not_written, reader_of, refuse_other_schema
 
@@ -105,10 +105,7 @@ class Store:
             if "://" not in uri:
                 Path(uri).mkdir(parents=True, exist_ok=True)
             database = connect(uri)
-            if not exists(database, name):
-                # Another process may be creating it at this moment.
-                database.create_table(name, schema=schema, exist_ok=True)
-            table = database.open_table(name)
+            table = open_or_create(database, name, schema)
             try:
                 refuse_other_schema(uri, name, table.schema, schema)
             except TableError:
