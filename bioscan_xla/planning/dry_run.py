@@ -5,24 +5,20 @@ Invariants: nothing is computed on the device.
 """
 
 import itertools
-from collections import Counter
 
 import numpy as np
 from transformers import EsmConfig
 
 from ..encode.encoder import choose_reading
-from ..encode.inference import prepare
 from ..encode.model import read_config
 from ..encode.model_files import resolve_base
-from ..encode.packing import FIRST_POSITION, Packer, Totals, layout
+from ..encode.packing import FIRST_POSITION, layout
 from ..encode.runtime import open_device
 from ..options import EmbedConfig
-from ..reads.files import count_rows, metadata_schema
+from ..reads.files import count_rows
 from ..reads.inputs import expand_inputs
-from ..reads.raw import read_options
-from ..reads.records import read_chunks
+from .sample import pack, read_part
 
-_SAMPLE_SEQUENCES = 20_000
 _BAR_CHARACTERS = 40
 
 
@@ -32,48 +28,28 @@ def describe_embedding(config: EmbedConfig) -> str:
     device = open_device(config.device, config.dtype)
     name, revision = resolve_base(config.model, config.revision, config.adapter)
     model = read_config(name, revision)
-    reading = read_options(config)
-    schema = metadata_schema(sources, reading)
     max_tokens = model.max_position_embeddings - FIRST_POSITION
     frames, strands = choose_reading(model, config.adapter, config.frames, config.strands)
     shape = layout(device.kind, device.num_devices, max_tokens, model.num_hidden_layers)
-    packer = Packer(shape)
-    totals = Totals()
-    lengths: list[int] = []
-    reasons: Counter[str] = Counter()
-    chunks = read_chunks(sources, reading, schema)
-    read = 0
-    for number, chunk in enumerate(chunks):
-        job = prepare(
-            number, None, chunk.sequences, max_tokens, config.overlap_tokens, frames, strands
-        )
-        totals.windowed += job.num_windowed
-        read += len(chunk.ids)
-        reasons.update(item.reason for item in chunk.rejected)
-        lengths += [len(window) for window in job.windows]
-        for batch in packer.add(job.windows):
-            totals.count(batch)
-        if read >= _SAMPLE_SEQUENCES:
-            break
-    for batch in packer.flush():
-        totals.count(batch)
+    sequences, num_rejected = read_part(config, sources)
+    packed = pack(sequences, shape, max_tokens, config.overlap_tokens, frames, strands)
+    totals = packed.totals
     total = count_rows(sources)
     weights = _count_parameters(model) * device.dtype.itemsize
-    shapes = Counter(shape for shape in totals.shapes)
     lines = [
         f"input: {len(sources)} file(s), "
         + (f"{total:,} records" if total is not None else "records not counted yet"),
-        f"looked at: {read:,} usable, {reasons.total():,} to be rejected",
+        f"looked at: {len(sequences):,} usable, {num_rejected:,} to be rejected",
         f"device: {device.kind} x {device.num_devices}, {device.dtype_name} ({device.why})",
         f"model: {name}, {model.num_hidden_layers} layers, hidden {model.hidden_size}; "
         f"weights {weights / 2**30:.2f} GiB"
         + (" on every device" if device.num_devices > 1 and not config.shard_parameters else ""),
         describe_reading(frames, strands),
         f"tokens a window (at most {max_tokens}); {totals.windowed:,} sequences need several",
-        *_histogram(lengths),
+        *_histogram(packed.lengths),
         (
             f"batches: rows of {' or '.join(map(str, shape.row_tokens))} tokens, "
-            f"{len(shapes)} program(s) to compile"
+            f"{len(totals.shapes)} program(s) to compile"
             if shape.is_static
             else f"batches: one row of up to {shape.row_tokens[0]} tokens, no padding"
         ),

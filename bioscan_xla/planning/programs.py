@@ -5,7 +5,6 @@ Invariants: the programs are those of the run itself; nothing is computed, no sp
 """
 
 import dataclasses
-import itertools
 import json
 import logging
 import os
@@ -22,20 +21,16 @@ from transformers import EsmConfig
 
 from ..encode.architecture import esm_config
 from ..encode.encoder import check_options, choose_reading, forward_flops
-from ..encode.inference import prepare
 from ..encode.model import read_config
 from ..encode.model_files import resolve_base
-from ..encode.packing import FIRST_POSITION, Batch, Packer, Totals, layout
+from ..encode.packing import FIRST_POSITION, Batch, Totals, layout
 from ..errors import ConfigError, InputError, ModelError
 from ..options import (
     DEFAULT_MODEL,
     EmbedConfig,
     FinetuneConfig,
 )
-from ..reads.files import metadata_schema
 from ..reads.inputs import expand_inputs
-from ..reads.raw import read_options
-from ..reads.records import read_chunks
 from ..reads.tokens import tokenize
 from ..training.data import plan_epoch
 from .compiler import (
@@ -45,11 +40,11 @@ from .compiler import (
 )
 from .dry_run import describe_reading
 from .estimate import Program, describe_numbers, summarise
+from .sample import MOST_SEQUENCES, pack, read_part
 
 log = logging.getLogger("bioscan_xla.plan")
 
 
-_SAMPLE_SEQUENCES = 20_000
 _NUM_CLASSES = (8, 60, 200, 600, 1_500, 4_000, 8_000)  # of the heads, where no data are given
 
 
@@ -72,14 +67,12 @@ def plan_embedding(config: EmbedConfig, topology: Topology) -> dict[str, Any]:
         model.num_hidden_layers = config.layer  # those above it are left out
     frames, strands = choose_reading(model, config.adapter, config.frames, config.strands)
     sequences = _sequences(config)
-    packer = Packer(layout("xla", topology.num_cores, max_tokens))
-    job = prepare(0, None, sequences, max_tokens, config.overlap_tokens, frames, strands)
+    shape = layout("xla", topology.num_cores, max_tokens)
+    packed = pack(sequences, shape, max_tokens, config.overlap_tokens, frames, strands)
     batches: dict[tuple[int, int, int], list[Batch]] = defaultdict(list)
-    totals = Totals()
-    for batch in [*packer.add(job.windows), *packer.flush()]:
+    for batch in packed.batches:
         rows, width = batch.input_ids.shape
         batches[rows, width, batch.num_segments].append(batch)
-        totals.count(batch)
     programs = []
     for (rows, width, segments), made in sorted(batches.items(), key=lambda item: item[0][1]):
         log.info("tracing and compiling %d rows of %d tokens", rows, width)
@@ -92,7 +85,7 @@ def plan_embedding(config: EmbedConfig, topology: Topology) -> dict[str, Any]:
         useful = sum(_useful_flops(model, batch) for batch in made) / len(made)
         programs.append(Program(rows, width, segments, len(made), useful, compiled))
     about = _about(config, config.input) | {"reading": describe_reading(frames, strands)}
-    return about | summarise(programs, topology, len(sequences), totals)
+    return about | summarise(programs, topology, len(sequences), packed.totals)
 
 
 def _about(config: EmbedConfig | FinetuneConfig, inputs: Sequence[str]) -> dict[str, Any]:
@@ -113,7 +106,7 @@ def _sequences(config: EmbedConfig) -> list[str]:
 
     20,000 in all at the most, or `max_sequences`.
     """
-    most = min(_SAMPLE_SEQUENCES, config.max_sequences or _SAMPLE_SEQUENCES)
+    most = min(MOST_SEQUENCES, config.max_sequences or MOST_SEQUENCES)
     if not config.input:
         rng = np.random.default_rng(0)
         spans = np.array([(658, 659), (150, 421), (900, 1801), (1801, 5995)])
@@ -121,16 +114,10 @@ def _sequences(config: EmbedConfig) -> list[str]:
         lengths = rng.integers(chosen[:, 0], chosen[:, 1])
         return ["".join(rng.choice(list("ACGT"), length)) for length in lengths.tolist()]
     sources = expand_inputs(config.input)
-    reading = read_options(config)
-    schema = metadata_schema(sources, reading)
-    each = -(-most // len(sources))
-    sequences: list[str] = []
-    for source in sources:
-        of_source = (text for c in read_chunks([source], reading, schema) for text in c.sequences)
-        sequences += itertools.islice(of_source, each)
+    sequences, _ = read_part(config, sources, most)
     if not sequences:
         raise InputError(f"{', '.join(sources)}: there is no usable sequence to plan for")
-    return sequences[:most]
+    return sequences
 
 
 def _useful_flops(model: EsmConfig, batch: Batch) -> float:
