@@ -49,17 +49,18 @@ def summary(config: ClassifyConfig, result: dict[str, Any]) -> str:
         return f"interrupted; results are kept in {config.output}. Run the same command to resume"
     total = result["classified"]
     lines = [
-        f"{total:,} sequences against {result['reference']['sequences']:,} of "
-        f"{result['reference']['name']} in {result['seconds']:.1f} s ({result['method']})",
-        "named: " + ", ".join(f"{rank} {result['named'][rank]:,}" for rank in RANKS),
+        f"{_count(total, 'sequence')} named in {result['seconds']:.1f} s with "
+        f"{_count(result['reference']['sequences'], 'reference')} of "
+        f"{result['reference']['name']} ({result['method']})",
+        "names kept: " + ", ".join(f"{rank} {result['named'][rank]:,}" for rank in RANKS),
         "least confidence: "
         + ", ".join(f"{rank} {result['thresholds'][rank]:.2f}" for rank in RANKS),
     ]
     if not result["calibration_trials"]:
         lines.append("the reference is too small to calibrate: confidence is the share of votes")
     lines.append(
-        f"{result['novel']:,} look new, {result['tied']:,} have equally good lineages, "
-        f"{result['reversed']:,} were on the other strand"
+        f"{result['novel']:,} look new; {result['tied']:,} tied with another lineage; "
+        f"{result['reversed']:,} on the other strand"
     )
     if result["rejected"]:
         reasons = ", ".join(f"{name} ({count:,})" for name, count in result["rejected"].items())
@@ -67,17 +68,21 @@ def summary(config: ClassifyConfig, result: dict[str, Any]) -> str:
     if controls := result.get("controls"):
         what = "removed" if controls["removed"] else "kept and flagged"
         lines.append(
-            f"{controls['samples']:,} negative controls, {what}; "
-            f"{controls['sequences']:,} sequences occur in controls"
+            f"{_count(controls['samples'], 'negative control')}, {what}; "
+            f"{_count(controls['sequences'], 'sequence')} found in controls"
         )
     if archive := result.get("darwin_core"):
         lines.append(
-            f"dwca.zip: {archive['occurrences']:,} occurrences; left out "
-            f"{archive['of_controls']:,} of controls and {archive['without_place']:,} without "
-            "position or date"
+            f"dwca.zip: {_count(archive['occurrences'], 'occurrence')}; left out: "
+            f"{archive['of_controls']:,} from negative controls, {archive['without_place']:,} "
+            "without position or date"
         )
-    lines.append(f"results in {config.output}: classified.parquet, taxonomy.tsv, run.json ...")
+    lines.append(f"results in {config.output}: report.html, classified.parquet, taxonomy.tsv ...")
     return "\n".join(lines)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -68,7 +68,7 @@ def search_sequences(
     names = names or [f"query_{number + 1}" for number in range(len(sequences))]
     found = search_vectors(opened, embed_text(encoder, sequences), k, where)
     return [
-        {"query": name, "distance": round(row.pop("_distance"), 6), **row}
+        {"query": name, "distance": abs(round(row.pop("_distance"), 6)), **row}
         for name, rows in zip(names, found, strict=True)
         for row in rows.to_pylist()
     ]

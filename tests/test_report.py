@@ -107,7 +107,7 @@ def test_controls_that_were_removed_are_said_to_be():
     run = RUN | {"controls": {"samples": 1, "removed": True}}
     dives = Counts(COUNTS.ids, ["dive"], COUNTS.matrix[:, :1])
     told = page_data(summarise(rows(), SAMPLES[:1], dives), run)["controls"]
-    assert "1 negative controls were removed" in told["note"]
+    assert "1 negative control was removed" in told["note"]
 
 
 def test_where_one_phylum_has_nearly_all_a_lower_rank_is_coloured():
@@ -144,7 +144,7 @@ def test_what_aligns_to_nothing_is_counted_and_not_called_new():
     nothing = dict(num_evidence=0, hits=[], identity=None, novelty=1.0, novelty_rank=None)
     data = page_data(summarise(rows(1, lineages=[NOTHING], **nothing)), RUN)
     assert data["novel"] == []
-    assert "1 sequences align to nothing in the reference" in data["novel_note"]
+    assert "Sequences that align to nothing in the reference: 1." in data["novel_note"]
 
 
 def test_methods_name_reference_and_thresholds():

@@ -1,4 +1,4 @@
-"""Run by test_runtime.py in a process of its own: the embedding road on an eight-device XLA mesh.
+"""Run by test_runtime.py in a process of its own: embedding on an eight-device XLA mesh.
 
 Arguments: model folder, file of sequences, file for the vectors, dtype, `sharded` or `replicated`.
 Prints one JSON line of counters, read after every batch.

@@ -245,14 +245,15 @@ def _novel_note(overview: Overview, run: Mapping[str, Any]) -> str:
         if trust
         else ""
     )
-    shown = f" The {len(overview.novel)} most novel are shown." if overview.novel else ""
+    shown = " The most novel are shown." if len(overview.novel) < overview.num_novel else ""
     unplaced = (
-        f" {overview.num_unplaced:,} sequences align to nothing in the reference: of another "
-        "marker or group, artefacts, or far from all that is known; they are not in this list."
+        f" Sequences that align to nothing in the reference: {overview.num_unplaced:,}. They are "
+        "of another marker or group, artefacts, or far from all that is known; they are not in "
+        "this list."
         if overview.num_unplaced
         else ""
     )
-    return f"{overview.num_novel:,} sequences look new.{shown}{unplaced}{told}"
+    return f"Sequences that look new: {overview.num_novel:,}.{shown}{unplaced}{told}"
 
 
 def _controls(overview: Overview, run: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -261,11 +262,12 @@ def _controls(overview: Overview, run: Mapping[str, Any]) -> dict[str, Any] | No
         return None
     count = run["controls"]["samples"]
     if run["controls"]["removed"]:
-        return {"note": f"{count} negative controls were removed, as asked.", "rows": []}
+        removed = "1 negative control was" if count == 1 else f"{count} negative controls were"
+        return {"note": f"{removed} removed, as asked.", "rows": []}
     more = " The most frequent are shown." if overview.num_in_controls > 50 else ""
     return {
-        "note": f"{overview.num_in_controls:,} sequences occur in {count} negative controls. They "
-        "are flagged and were not removed. A sequence that is frequent here and rare elsewhere is "
+        "note": f"Sequences found in negative controls: {overview.num_in_controls:,}. Controls are "
+        "flagged and were not removed. A sequence that is frequent here and rare elsewhere is "
         f"likely a contaminant.{more}",
         "rows": overview.controls,
     }
