@@ -183,6 +183,7 @@ def main() -> int:
             # One cluster for all drivers, as on machines that stay up. By default its workers have
             # niceness 15, and hardly move while the machine does other things.
             os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
+            os.environ["RAY_AUTH_MODE"] = "disabled"  # drivers of other processes join it
             context = ray.init(
                 address="local", num_cpus=2, include_dashboard=False, _node_ip_address="127.0.0.1"
             )
