@@ -117,6 +117,18 @@ def small_run(train, model, output):
     }
 
 
+def tracked_scalars(folder):
+    """The scalars of a training folder's TensorBoard files: name to values, in their order."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    values = {}
+    for path in Path(folder).rglob("events.out.*"):
+        events = EventAccumulator(str(path)).Reload()
+        for name in events.Tags()["scalars"]:
+            values.setdefault(name, []).extend(event.value for event in events.Scalars(name))
+    return values
+
+
 def metrics_lines(folder):
     """The lines of a training folder's metrics.jsonl."""
     return [json.loads(line) for line in Path(folder, "metrics.jsonl").read_text().splitlines()]

@@ -11,7 +11,13 @@ from bioscan_xla.reads.files import metadata_schema
 from bioscan_xla.reads.raw import ReadOptions
 from bioscan_xla.reads.records import Rejection
 from bioscan_xla.reads.shares import Share
-from bioscan_xla.table.neighbours import open_table, read_fingerprint, search_vectors
+from bioscan_xla.table.neighbours import (
+    connect,
+    open_or_create,
+    open_table,
+    read_fingerprint,
+    search_vectors,
+)
 from bioscan_xla.table.rows import make_rows, storable, table_schema
 from bioscan_xla.table.store import Store
 
@@ -226,3 +232,21 @@ def test_an_id_seen_before_does_not_hide_its_first_record(tmp_path):
     # The record of that id which is to be taken may not be done yet.
     assert [name for names in store.ids() for name in names] == ["bad"]
     assert store.done().rows["f"].tolist() == [False] * 9 + [True] * 2
+
+
+def test_a_table_that_another_process_is_creating_is_waited_for(tmp_path, monkeypatch):
+    """Its folder is there before its first version, and cannot be opened in between."""
+    database = connect(str(tmp_path / "db"))
+    schema = pa.schema([("row", pa.int64())])
+    database.create_table("embeddings", schema=schema)
+    opened = type(database).open_table
+    misses = iter([True, True])
+
+    def not_yet(self, name, *arguments, **options):
+        if next(misses, False):
+            raise ValueError(f"Table '{name}' was not found")
+        return opened(self, name, *arguments, **options)
+
+    monkeypatch.setattr(type(database), "open_table", not_yet)
+    assert open_or_create(database, "embeddings", schema).count_rows() == 0
+    assert next(misses, "used up") == "used up"

@@ -29,7 +29,7 @@ from bioscan_xla.training import setup
 from bioscan_xla.training.run import finetune
 from bioscan_xla.training.setup import prepare_data
 
-from .conftest import ROOT, metrics_lines, run_python
+from .conftest import ROOT, metrics_lines, run_python, tracked_scalars
 
 needs_xla = pytest.mark.skipif(
     importlib.util.find_spec("torch_xla") is None, reason="torch_xla is not installed"
@@ -305,12 +305,19 @@ def test_checkpointing_changes_memory_and_not_numbers(options, tmp_path, monkeyp
 
 @pytest.mark.slow
 def test_two_processes_equal_one(options, tmp_path):
-    same = options | {"dropout": 0.0, "num_epochs": 1}
+    pytest.importorskip("tensorboard")
+    same = options | {"dropout": 0.0, "num_epochs": 1, "tracker": "tensorboard"}
     one, two = (same | {"output": str(tmp_path / name)} for name in ("one", "two"))
     run(one)
     launcher = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29517")
     run(two, env={"USE_TORCH_XLA": "0", "ACCELERATE_USE_CPU": "true"}, launcher=launcher)
     assert difference(one["output"], two["output"]) < 2e-6
+    # The tracker has the losses of the whole batch, not of one process's part.
+    tracked = [tracked_scalars(each["output"]) for each in (one, two)]
+    for name in ("train/loss", *(f"train/{rank}/loss" for rank in RANKS)):
+        whole, parts = (scalars[name] for scalars in tracked)
+        assert len(whole) == len(parts) > 0
+        assert parts == pytest.approx(whole, rel=1e-4, abs=1e-6), name
 
 
 @pytest.mark.slow

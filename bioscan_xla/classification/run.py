@@ -105,10 +105,8 @@ def classify(config: ClassifyConfig, command: str | None = None) -> dict[str, An
         )
     told = {rank: round(float(t), 3) for rank, t in zip(RANKS, calibration.thresholds, strict=True)}
     log.info("least confidence by rank: %s", ", ".join(f"{r} {t}" for r, t in told.items()))
-    try:
-        tally = _name_input(config, names, namer, encoder, calibration, journal)
-    except _Broken as broken:  # the records before the damage are named and written
-        tally, failures = broken.tally, [*failures, broken.error]
+    tally, broken = _name_input(config, names, namer, encoder, calibration, journal)
+    failures += [broken] if broken else []  # the records before the damage are named and written
     result: dict[str, Any] = {
         "program": f"bioscan_xla {__version__}",
         "command": command,
@@ -139,14 +137,6 @@ def classify(config: ClassifyConfig, command: str | None = None) -> dict[str, An
     if failures:
         raise InputError("; ".join(map(str, failures)))
     return result
-
-
-class _Broken(Exception):
-    """A file could not be read in full; carries what was counted until then."""
-
-    def __init__(self, tally: Counter, error: InputError):
-        super().__init__(str(error))
-        self.tally, self.error = tally, error
 
 
 def method_text(config: ClassifyConfig, encoder: "Encoder | None") -> str:
@@ -201,8 +191,8 @@ def _name_input(
     encoder: "Encoder | None",
     calibration: Calibration,
     journal: Journal,
-) -> Counter:
-    """Name all records that are not named yet."""
+) -> tuple[Counter, InputError | None]:
+    """Name all records that are not named yet; the error is that of files not read in full."""
     reading = ReadOptions(
         columns=config.columns,
         min_length_bp=config.min_length_bp,
@@ -234,8 +224,8 @@ def _name_input(
                     tally["interrupted"] = stop.signal_number or 0
                     break
         except InputError as error:
-            raise _Broken(tally, error) from error
-    return tally
+            return tally, error
+    return tally, None
 
 
 def _done_by_path(

@@ -8,16 +8,12 @@ left are never committed; the number of chunks in progress is bounded.
 """
 
 import logging
-import os
 import threading
 import time
-import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
-
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no usage reports to its developers
 
 import numpy as np
 import pyarrow as pa
@@ -31,6 +27,7 @@ from ..errors import BioscanError, ConfigError, DeviceError
 from ..reads.records import Chunk
 from ..table.store import Store
 from .pipeline import limited
+from .ray_nodes import find_resources, join_cluster
 from .threads import Outcome, Part, Reader, Writer
 from .worker import Computed, Description, Worker
 
@@ -104,8 +101,8 @@ class Workers:
         """
         owns = not ray.is_initialized()
         if owns:
-            _connect()
-        kind, options, threads, found = _resources(device, count)
+            join_cluster()
+        kind, options, threads, found = find_resources(device, count)
         return cls(kind, dtype, count or found, options, threads, owns)
 
     def load(self, model: str, **options: Any) -> "Workers":
@@ -339,55 +336,3 @@ def _where(chunk: Chunk | None) -> str:
     if chunk is None or not len(chunk.rows):
         return ""
     return f" with rows {chunk.rows[0]} to {chunk.rows[-1]} of {chunk.source}"
-
-
-def _connect() -> None:
-    quiet: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": False}
-    named = os.environ.get("RAY_ADDRESS")
-    # What Ray starts is executed at once: nothing of LanceDB lives on in it.
-    for complaint in ("lancedb fork support", "lance is not fork-safe"):
-        warnings.filterwarnings("ignore", complaint)
-    try:
-        ray.init(address="auto", **quiet)  # RAY_ADDRESS, or the cluster that this host is in
-    except ConnectionError as error:
-        if named and named != "local":
-            raise ConfigError(
-                f"no Ray cluster answers at RAY_ADDRESS {named}; start it with `ray start`, or "
-                "unset RAY_ADDRESS to use this machine alone"
-            ) from error
-        # For this machine only: it listens on no address that others could reach.
-        ray.init(address="local", include_dashboard=False, _node_ip_address="127.0.0.1", **quiet)
-
-
-def _resources(device: str, count: int | None) -> tuple[str, dict[str, Any], int, int]:
-    """Kind of device, what a worker asks of Ray, its threads, and how many workers there can be."""
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    total = {name: sum(node.get(name, 0) for node in nodes) for name in ("TPU", "GPU", "CPU")}
-    if device == "auto":
-        device = "xla" if total["TPU"] else "cuda" if total["GPU"] else "cpu"
-    if device == "xla" and total["TPU"]:
-        chips = max(int(node.get("TPU", 0)) for node in nodes)
-        hosts = [node for node in nodes if node.get("TPU", 0) == chips]
-        cpus = min(int(node.get("CPU", 1)) for node in hosts)
-        return device, {"num_cpus": 1, "resources": {"TPU": chips}}, max(1, cpus - 1), len(hosts)
-    if device == "xla" and os.environ.get("PJRT_DEVICE", "").upper() != "CPU":
-        raise ConfigError(
-            f"device is xla, and the cluster's {len(nodes)} nodes have no TPU; wait until "
-            "a TPU host has joined, or use --device auto"
-        )
-    if device == "cuda":
-        if not total["GPU"]:
-            raise ConfigError(
-                f"device is cuda, and the cluster's {len(nodes)} nodes have no GPU; use --device "
-                "cpu or start the nodes with --num-gpus"
-            )
-        gpus = int(total["GPU"])
-        threads = max(1, int(total["CPU"]) // max(gpus, count or gpus))
-        return device, {"num_cpus": 1, "num_gpus": 1}, threads, gpus
-    # A CPU, or XLA on one: a host's cores are divided among the workers that it gets.
-    hosts = [node for node in nodes if node.get("CPU", 0) >= 1]
-    if not hosts:
-        raise ConfigError("the cluster has no free CPU; start its nodes with --num-cpus")
-    cores = min(int(node["CPU"]) for node in hosts)
-    share = max(1, cores // -(-(count or len(hosts)) // len(hosts)))
-    return device, {"num_cpus": share}, share, len(hosts)

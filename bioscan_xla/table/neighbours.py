@@ -60,16 +60,17 @@ def open_or_create(database: Any, name: str, schema: pa.Schema) -> Any:
 
     Its folder is there before its first version, and cannot be opened in between.
     """
-    for attempt in range(_OPEN_ATTEMPTS):
+    attempts = _OPEN_ATTEMPTS
+    while True:
         try:
             if not exists(database, name):
                 database.create_table(name, schema=schema, exist_ok=True)
             return database.open_table(name)
         except (RuntimeError, ValueError) as error:
-            if "not found" not in str(error).lower() or attempt == _OPEN_ATTEMPTS - 1:
+            attempts -= 1
+            if "not found" not in str(error).lower() or not attempts:
                 raise
             time.sleep(_OPEN_SECONDS)
-    raise AssertionError("unreachable")
 
 
 def read_fingerprint(table: Any) -> dict[str, str]:
