@@ -105,11 +105,11 @@ def _tiles(overview: Overview) -> list[tuple[str, str, str]]:
         share = overview.num_named[at] / max(1, count)
         taxa = len(overview.num_taxa[at])
         tiles.append((f"named to {rank}", f"{100 * share:.0f} %", f"{taxa:,} taxa"))
-    unplaced = f"{overview.num_unplaced:,} align to no reference" if overview.num_unplaced else ""
+    unplaced = f"without any reference: {overview.num_unplaced:,}" if overview.num_unplaced else ""
     tiles.append(("look new", f"{overview.num_novel:,}", unplaced))
     if overview.samples:
         controls = sum(sample.is_control for sample in overview.samples)
-        small = f"{sum(overview.reads):,.0f} reads" + (f", {controls} controls" if controls else "")
+        small = f"{sum(overview.reads):,.0f} reads" + (f", controls: {controls}" if controls else "")
         tiles.append(("samples", f"{len(overview.samples) - controls:,}", small))
     return tiles
 
