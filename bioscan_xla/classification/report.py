@@ -109,7 +109,9 @@ def _tiles(overview: Overview) -> list[tuple[str, str, str]]:
     tiles.append(("look new", f"{overview.num_novel:,}", unplaced))
     if overview.samples:
         controls = sum(sample.is_control for sample in overview.samples)
-        small = f"{sum(overview.reads):,.0f} reads" + (f", controls: {controls}" if controls else "")
+        small = f"{sum(overview.reads):,.0f} reads" + (
+            f", controls: {controls}" if controls else ""
+        )
         tiles.append(("samples", f"{len(overview.samples) - controls:,}", small))
     return tiles
 
