@@ -1,5 +1,6 @@
 """Fine-tune a LoRA adapter and seven taxonomy heads: the command and the function.
 
+Input: labelled sequences. Output: a model folder.
 `accelerate launch --quiet launch/finetune.py --config configs/finetune_demo.yaml` runs it.
 """
 

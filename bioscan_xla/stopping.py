@@ -1,4 +1,8 @@
-"""Stopping cleanly: the first SIGTERM or Ctrl-C asks to stop, the second stops at once."""
+"""Stopping cleanly.
+
+Input: signals. Output: a `Stop` that says whether to stop, and by which signal. Invariants: the
+first SIGTERM or Ctrl-C asks to stop, the second stops at once.
+"""
 
 import logging
 import signal

@@ -1,4 +1,8 @@
-"""Where a run is: a progress bar at a terminal, a log line a minute elsewhere, and the tracker."""
+"""Where a run is.
+
+Input: the outcome so far. Output: a progress bar at a terminal, a log line a minute elsewhere, and
+figures for the tracker. Invariants: nothing here changes what the run does.
+"""
 
 import logging
 import time

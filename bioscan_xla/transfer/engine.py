@@ -6,6 +6,7 @@ credentials come from the environment and are never part of a command line.
 """
 
 import shutil
+import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -65,13 +66,14 @@ def open_engine(source: str, destination: str, only: str | None = None) -> Engin
 def check_names(names: Iterable[str]) -> None:
     """Refuse names that could lead out of the folder they are copied into.
 
-    The keys of a store are free text, such as `../../evil.txt` or `/etc/passwd`.
+    The keys of a store are free text, such as `../../evil.txt` or `/etc/passwd`. rclone shows the
+    dots and slashes of such keys as their full-width forms.
 
     Raises:
         SyncError: the first such name.
     """
     for name in names:
-        parts = name.split("/")
+        parts = unicodedata.normalize("NFKC", name).split("/")
         if {"", ".", ".."} & set(parts) or "\\" in name or "\0" in name:
             raise SyncError(
                 f"{name!r}: this name at the source could lead out of the destination (it is "

@@ -59,12 +59,14 @@ class Rclone:
             return list_folder(place, strict=True)
         options = ["--recursive", "--files-only", "--no-modtime", "--copy-links", *_SOON]
         with _listed([self._only or ""]) as path:
-            which = ["--files-from-raw", path] if self._only else ["--exclude", f"/{_STAGE}/**"]
+            # No filter otherwise: with one, rclone passes over keys such as `../evil.txt`.
+            which = ["--files-from-raw", path] if self._only else []
             done = self._run("lsjson", *options, *which, place)
         if done.returncode == 3:  # directory not found
             return {}
         self._check(done)
-        return {item["Path"]: item["Size"] for item in json.loads(done.stdout)}
+        found = {item["Path"]: item["Size"] for item in json.loads(done.stdout)}
+        return {name: size for name, size in found.items() if not name.startswith(f"{_STAGE}/")}
 
     def different(self, names: Sequence[str]) -> list[str]:
         """Compare by `rclone check`: checksums that both places have, else the bytes."""
