@@ -556,9 +556,7 @@ def test_a_staged_file_of_the_right_size_is_not_trusted(without_checksum, tmp_pa
     staged = tmp_path / "down" / UNFINISHED / "large.bin"
     staged.parent.mkdir(parents=True)
     staged.write_bytes(bytes(len(before)))
-    with pytest.raises(
-        SyncError, match=r"large\.bin .*differ at the.* run the\s+same command again"
-    ):
+    with pytest.raises(SyncError, match=r"large\.bin .*differ .* run the same command again"):
         sync(address, str(tmp_path / "down"))
     sync(address, str(tmp_path / "down"))
     assert (tmp_path / "down/large.bin").read_bytes() == before

@@ -1,7 +1,8 @@
 """The output folder of fine-tuning.
 
-Input: a trained classifier, its labels and figures. Output: adapter, heads, labels, config, metrics,
-pictures and a model card. Invariants: weights are safetensors; the card holds no path of this machine.
+Input: a trained classifier, its labels and figures. Output: adapter, heads, labels, config,
+metrics, pictures and a model card. Invariants: weights are safetensors; the card holds no path of
+this machine.
 """
 
 import copy
