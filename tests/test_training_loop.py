@@ -5,6 +5,7 @@ import itertools
 import json
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -166,3 +167,18 @@ def test_offline_tracker_runs_and_a_broken_one_does_not_stop(
             )
         )
     assert "tracker failed" in caplog.text
+
+
+def test_figures_of_many_steps_are_fetched_at_once(monkeypatch):
+    """Each fetch waits for the device, and there is one for all steps since the last log line."""
+    fetched = []
+    monkeypatch.setattr(
+        training_loop.runtime, "fetch", lambda each: fetched.append(each) or each.numpy()
+    )
+    loop = SimpleNamespace(
+        device=SimpleNamespace(kind="cuda"), accelerator=SimpleNamespace(num_processes=1)
+    )
+    values = training_loop.Loop._fetch(loop, [torch.full((9,), float(step)) for step in range(20)])
+    assert values.shape == (20, 9)
+    assert values[:, 0].tolist() == list(range(20))
+    assert len(fetched) == 1
