@@ -89,3 +89,70 @@ def test_nothing_in_common_is_no_alignment():
     (found,) = align("A" * 50, ["C" * 50])
     assert found.identity == 0.0
     assert found.coverage == 0.0
+
+
+def relative(rng, sequence, gaps):
+    """A relative of a sequence: 3 % of its bases differ, and some are lost or gained."""
+    other = [str(rng.choice(list("ACGT"))) if rng.random() < 0.03 else c for c in sequence]
+    for place in sorted(rng.integers(60, len(sequence) - 60, gaps), reverse=True):
+        if rng.random() < 0.5:
+            del other[place : place + int(rng.integers(1, 6))]
+        else:
+            other[place:place] = rng.choice(list("ACGT"), int(rng.integers(1, 6))).tolist()
+    if rng.random() < 0.3:
+        other[int(rng.integers(len(other)))] = "N"
+    start, end = int(rng.integers(0, 30)), len(other) - int(rng.integers(0, 30))
+    return "".join(other[start:end])
+
+
+def score_of(query, reference, trace):
+    """From the definition, base by base."""
+    score, at, there = 0, trace.query_start, trace.target_start
+    before = ""
+    for letter in trace.operations:
+        if letter in "MX":
+            pair = query[at], reference[there]
+            assert (pair[0] == pair[1]) == (letter == "M")
+            score += 0 if "N" in pair else MATCH if letter == "M" else MISMATCH
+        else:
+            score -= GAP_EXTEND if letter == before else GAP_OPEN
+        at += letter != "D"
+        there += letter != "I"
+        before = letter
+    assert at == len(query) or there == len(reference)
+    assert min(trace.query_start, trace.target_start) == 0
+    return score
+
+
+@pytest.mark.parametrize("gaps", [0, 1, 3])
+def test_a_guessed_alignment_is_one_of_the_best(gaps):
+    import pyopal
+
+    from bioscan_xla.classification.alignment import _aligner
+    from bioscan_xla.classification.trace import as_letters, guess_trace
+
+    rng = np.random.default_rng(gaps)
+    aligner, alphabet = _aligner()
+    guessed = 0
+    for _ in range(40):
+        query = "".join(rng.choice(list("ACGT"), 400))
+        reference = relative(rng, query, gaps)
+        database = pyopal.Database([reference], alphabet=alphabet)
+        (best,) = aligner.align(query, database, mode="end", algorithm="ov")
+        letters = as_letters(query), as_letters(reference)
+        trace = guess_trace(*letters, best.score, best.query_end, best.target_end)
+        assert guess_trace(*letters, best.score + 2, best.query_end, best.target_end) is None
+        if trace is not None:
+            guessed += 1
+            assert score_of(query, reference, trace) == best.score
+    assert guessed >= 28  # the others have gaps too close to each other or to an end
+
+
+def test_sequences_too_short_or_too_foreign_for_a_guess_are_aligned_all_the_same():
+    rng = np.random.default_rng(2)
+    letters = list("ACGT")
+    query = "".join(rng.choice(letters, 200))
+    far = "".join(c if rng.random() < 0.75 else str(rng.choice(letters)) for c in query)
+    found = align(query, [query[:9], far[:80] + far[83:150] + "AC" + far[150:]])
+    assert {hit.number for hit in found} == {0, 1}
+    assert all(hit.columns for hit in found)

@@ -414,6 +414,15 @@ def test_words_are_counted_exactly():
     assert best_numbers(index.scores(query), 5)[0] == 3
     assert best_numbers(np.array([0.0, 1, 1, 0.5]), 2).tolist() == [1, 2]
     assert index.scores("ACG").tolist() == [0.0] * 20
+    long = "".join(np.random.default_rng(1).choice(list("ACGT"), 900))
+    related = KmerIndex(
+        [long, long[:500], long[400:], *texts]
+    )  # more common words than a byte counts
+    wanted = [
+        len(words(long) & words(t)) / max(min(len(words(long)), len(words(t))), 30)
+        for t in (long, long[:500], long[400:], *texts)
+    ]
+    assert related.scores(long) == pytest.approx(wanted)
 
 
 def test_config_error_is_a_config_error():

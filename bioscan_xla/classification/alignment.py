@@ -15,9 +15,7 @@ from typing import Any
 
 import numpy as np
 
-MATCH, MISMATCH = 2, -4
-GAP_OPEN, GAP_EXTEND = 20, 2
-"""A gap of n bases costs GAP_OPEN + GAP_EXTEND * (n - 1)."""
+from .trace import GAP_EXTEND, GAP_OPEN, MATCH, MISMATCH, Trace, as_letters, guess_trace
 
 _AS_SAM = str.maketrans("ID", "DI")  # Opal names gaps by the sequence that has them
 
@@ -71,42 +69,55 @@ def align(query: str, references: Sequence[str], num_traced: int | None = None) 
         references: cleaned.
         num_traced: only this many of the best scores get an alignment, and this many of the best
             scores per base of the shorter sequence, so that short references have their chance.
-            All by default. A score costs a tenth of an alignment.
+            All by default. A score costs a tenth of a filled matrix.
     """
     import pyopal
 
     if not references:
         return []
     aligner, alphabet = _aligner()
-    numbers = list(range(len(references)))
+    database = pyopal.Database(references, alphabet=alphabet)
+    ends = sorted(
+        aligner.align(query, database, mode="end", algorithm="ov"), key=lambda r: r.target_index
+    )
+    chosen = list(range(len(references)))
     if num_traced is not None and num_traced < len(references):
-        database = pyopal.Database(references, alphabet=alphabet)
-        found = aligner.align(query, database, mode="score", algorithm="ov")
-        scores = np.zeros(len(references))
-        for result in found:
-            scores[result.target_index] = result.score
+        scores = np.array([result.score for result in ends], float)
         shorter = np.array([min(len(query), len(text)) for text in references])
         best = np.argsort(-scores, kind="stable")[:num_traced]
         dense = np.argsort(-scores / shorter, kind="stable")[:num_traced]
-        numbers = sorted({*best.tolist(), *dense.tolist()})
-    database = pyopal.Database([references[at] for at in numbers], alphabet=alphabet)
-    results = aligner.align(query, database, mode="full", algorithm="ov")
+        chosen = sorted({*best.tolist(), *dense.tolist()})
+    letters = as_letters(query)
+    traces: dict[int, Trace] = {}
+    for number in chosen:
+        end = ends[number]
+        target = as_letters(references[number])
+        found = guess_trace(letters, target, end.score, end.query_end, end.target_end)
+        if found is not None:
+            traces[number] = found
+    rest = [number for number in chosen if number not in traces]
+    if rest:
+        database = pyopal.Database([references[number] for number in rest], alphabet=alphabet)
+        for result in aligner.align(query, database, mode="full", algorithm="ov"):
+            traces[rest[result.target_index]] = Trace(
+                result.query_start, result.target_start, result.alignment.translate(_AS_SAM)
+            )
     aligned = [
-        _measure(query, references[numbers[r.target_index]], numbers[r.target_index], r)
-        for r in results
+        _measure(query, references[number], number, ends[number].score, traces[number])
+        for number in chosen
     ]
     return sorted(aligned, key=lambda found: (-found.score, found.number))
 
 
-def _measure(query: str, reference: str, number: int, result: Any) -> Aligned:
-    operations = result.alignment.translate(_AS_SAM)
-    # Opal may begin or end with a free gap.
+def _measure(query: str, reference: str, number: int, score: int, trace: Trace) -> Aligned:
+    operations = trace.operations
+    # It may begin or end with a free gap.
     inner = operations.strip("ID")
     lead = operations[: len(operations) - len(operations.lstrip("ID"))]
-    query_start = result.query_start + lead.count("I")
-    target_start = result.target_start + lead.count("D")
-    if not inner or result.score <= 0:
-        return Aligned(number, int(result.score), 0.0, 0.0, 0.0, 0, 0, 0, "")
+    query_start = trace.query_start + lead.count("I")
+    target_start = trace.target_start + lead.count("D")
+    if not inner or score <= 0:
+        return Aligned(number, int(score), 0.0, 0.0, 0.0, 0, 0, 0, "")
     covered = len(inner) - inner.count("D")
     counted, matches = len(inner), inner.count("M")
     target_covered = len(inner) - inner.count("I")
@@ -121,7 +132,7 @@ def _measure(query: str, reference: str, number: int, result: Any) -> Aligned:
     shorter = covered if len(query) <= len(reference) else target_covered
     return Aligned(
         number,
-        int(result.score),
+        int(score),
         identity,
         covered / len(query),
         shorter / min(len(query), len(reference)),
