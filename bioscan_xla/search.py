@@ -4,13 +4,11 @@ Input: sequences on the command line or a FASTA/FASTQ file. Output: the nearest 
 table (`table`), CSV or JSON.
 """
 
-import base64
 import csv
 import json
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 from .cli import run_command
 from .errors import InputError
@@ -58,7 +56,7 @@ def search_sequences(
     # Imported here so that command-line errors are reported first.
     from .encode.inference import embed_text
     from .table.embedding_function import load_as
-    from .table.neighbours import open_table, read_fingerprint, search_vectors
+    from .table.neighbours import nearest_rows, open_table, read_fingerprint
 
     opened = open_table(db, table)
     made_by = read_fingerprint(opened)
@@ -66,12 +64,8 @@ def search_sequences(
         raise InputError(f"{db}: the table {table!r} was not made by bioscan_xla")
     encoder = load_as(made_by, model=model, adapter=adapter, device=device)
     names = names or [f"query_{number + 1}" for number in range(len(sequences))]
-    found = search_vectors(opened, embed_text(encoder, sequences), k, where)
-    return [
-        {"query": name, "distance": abs(round(row.pop("_distance"), 6)), **row}
-        for name, rows in zip(names, found, strict=True)
-        for row in rows.to_pylist()
-    ]
+    found = nearest_rows(opened, embed_text(encoder, sequences), k, where)
+    return [{"query": name, **row} for name, rows in zip(names, found, strict=True) for row in rows]
 
 
 def read_queries(words: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -99,7 +93,9 @@ def read_queries(words: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def _write(rows: list[dict], style: str) -> None:
     if style == "json":
-        json.dump(rows, sys.stdout, indent=1, default=_plain)
+        from .table.neighbours import plain
+
+        json.dump(rows, sys.stdout, indent=1, default=plain)
         print()
     elif style == "csv":
         writer = csv.DictWriter(sys.stdout, list(rows[0]) if rows else ["query"])
@@ -107,13 +103,6 @@ def _write(rows: list[dict], style: str) -> None:
         writer.writerows(rows)
     else:
         _print_table(rows)
-
-
-def _plain(value: Any) -> str:
-    """Types that JSON lacks: dates and times as ISO 8601, bytes as base64, others as text."""
-    if isinstance(value, bytes):
-        return base64.b64encode(value).decode()
-    return value.isoformat() if hasattr(value, "isoformat") else str(value)
 
 
 def _print_table(rows: list[dict]) -> None:

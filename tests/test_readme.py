@@ -1,7 +1,7 @@
 """Every command of the README and of docs/ runs, on the built-in sample.
 
-Left out are `plan finetune`, whose minutes of compiling are in test_plan.py for one program, and
-several processes, which test_shares.py runs.
+Left out are `plan finetune`, whose minutes of compiling are in test_plan.py for one program,
+several processes, which test_shares.py runs, and `serve`, which test_serve_guide.py runs.
 """
 
 import json
@@ -23,7 +23,7 @@ COMMANDS = list(
         for block in BLOCKS
         for line in block.splitlines()
         if re.match(r"(\.venv/bin/)?python -m bioscan_xla", line)
-        and not any(part in line for part in ("plan finetune", "--process-index", "SOURCE"))
+        and not any(part in line for part in ("plan finetune", "--process-index", "SOURCE", ".serve"))
     )
 )
 

@@ -4,13 +4,15 @@ Input: a config. Output: the folder of results and a summary. Invariants: a reco
 however often the job is killed and run again; whatever ends the run, results so far are kept.
 """
 
+import functools
 import json
 import logging
 import platform
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,21 +27,18 @@ from ..errors import InputError
 from ..options import ClassifyConfig
 from ..reads.files import count_rows, metadata_schema
 from ..reads.inputs import name_inputs, source_key
-from ..reads.lineages import RANKS
 from ..reads.raw import ReadOptions
 from ..reads.records import Chunk, read_chunks
-from ..stopping import stop_on_signal
+from ..stopping import Stop, stop_on_signal
 from ..table.rejections import Rejections
-from .calibration import LENGTH_BANDS_BP, Calibration, calibrate
+from .calibration import LENGTH_BANDS_BP, Calibration
 from .darwin_core import read_known_taxa
-from .heads import check_names, load_heads
 from .journal import Journal
-from .leave_out import kept_trials
 from .naming import Namer
+from .opening import calibrate_namer, name_sequences, open_namer
 from .record import make_records
-from .reference import Reference, load_reference
+from .reference import Reference
 from .results import read_sampling, write_page, write_results
-from .vectors import cache_folder, prepare_vectors
 
 if TYPE_CHECKING:
     from ..encode.encoder import Encoder
@@ -47,15 +46,25 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _CHUNK_ROWS = 512
-_ENOUGH_TRIALS = 500
 
 
-def classify(config: ClassifyConfig, command: str | None = None) -> dict[str, Any]:
+def classify(
+    config: ClassifyConfig,
+    command: str | None = None,
+    *,
+    encoder: "Encoder | None" = None,
+    stop: Stop | None = None,
+    on_progress: Callable[[int, int | None], None] | None = None,
+) -> dict[str, Any]:
     """Run a config.
 
     Args:
         config: options.
         command: for run.json.
+        encoder: the model, where it is loaded already.
+        stop: what ends the run early; by default a signal.
+        on_progress: called with the records that are done, and all of them where that is known;
+            by default a bar shows them.
 
     Returns:
         What run.json holds; see `run_classification_pipeline`.
@@ -64,48 +73,13 @@ def classify(config: ClassifyConfig, command: str | None = None) -> dict[str, An
     names, failures = name_inputs(config.input)
     sampling = read_sampling(config)
     known_taxa = read_known_taxa(config.known_taxa) if config.known_taxa else {}
-    heads = load_heads(config.model or "") if config.method != "neighbours" else None
-    reference = load_reference(
-        config.reference,
-        table=config.reference_table,
-        name=config.reference_name,
-        version=config.reference_version,
-        columns=config.reference_columns,
-        header_taxonomy=config.header_taxonomy,
-        heads=heads,
-    )
-    if heads and reference.ids:
-        check_names(heads, reference.lineages, config.model or "", reference.name)
-    encoder, reference = prepare_vectors(config, reference)
-    namer = Namer(
-        reference,
-        num_candidates=config.num_candidates,
-        candidates=config.candidates,
-        min_coverage=config.min_coverage,
-        method=config.method,
-        heads=heads,
-    )
+    encoder, namer = open_namer(config, encoder)
+    reference = namer.reference
     journal = Journal(config.output, _settings(config, reference, encoder))
-    trials = None
-    if config.method != "heads":  # left-out references tell nothing of heads that learnt them
-        trials = kept_trials(namer, config.num_trials, cache_folder(config))
-    calibration = calibrate(
-        trials,
-        novel_share=config.novel_share,
-        precision=config.precision,
-        fixed_thresholds=config.threshold,
+    calibration, told = calibrate_namer(config, namer)
+    tally, broken = _name_input(
+        config, names, namer, encoder, calibration, journal, stop, on_progress
     )
-    if trials is not None and calibration.num_trials < _ENOUGH_TRIALS:
-        log.warning(
-            "confidence rests on %d left-out references only; below %d the precision of %g may not "
-            "hold. Raise --num-trials, or take a larger reference",
-            calibration.num_trials,
-            _ENOUGH_TRIALS,
-            config.precision,
-        )
-    told = {rank: round(float(t), 3) for rank, t in zip(RANKS, calibration.thresholds, strict=True)}
-    log.info("least confidence by rank: %s", ", ".join(f"{r} {t}" for r, t in told.items()))
-    tally, broken = _name_input(config, names, namer, encoder, calibration, journal)
     failures += [broken] if broken else []  # the records before the damage are named and written
     result: dict[str, Any] = {
         "program": f"bioscan_xla {__version__}",
@@ -191,6 +165,8 @@ def _name_input(
     encoder: "Encoder | None",
     calibration: Calibration,
     journal: Journal,
+    stop: Stop | None,
+    on_progress: Callable[[int, int | None], None] | None,
 ) -> tuple[Counter, InputError | None]:
     """Name all records that are not named yet; the error is that of files not read in full."""
     reading = ReadOptions(
@@ -210,9 +186,10 @@ def _name_input(
     chunks = read_chunks(sources, reading, schema, done=done, known_ids=journal.ids(), names=names)
     tally: Counter = Counter(interrupted=0, read=already)
     total = count_rows(sources)
-    logging_redirect = logging_redirect_tqdm()
-    bar = tqdm(total=total, initial=already, unit="seq", disable=None)
-    with stop_on_signal() as stop, logging_redirect, bar:
+    hidden = None if on_progress is None else True
+    bar = tqdm(total=total, initial=already, unit="seq", disable=hidden)
+    redirect = logging_redirect_tqdm() if on_progress is None else nullcontext()
+    with nullcontext(stop) if stop else stop_on_signal() as stop, redirect, bar:
         try:
             for chunk in chunks:
                 journal.append(_name_chunk(config, chunk, namer, encoder, calibration))
@@ -220,6 +197,8 @@ def _name_input(
                 tally["read"] += chunk.num_rows
                 tally.update(f"rejected:{item.code.value}" for item in chunk.rejected)
                 bar.update(chunk.num_rows)
+                if on_progress is not None:
+                    on_progress(tally["read"], total)
                 if stop.event.is_set():
                     tally["interrupted"] = stop.signal_number or 0
                     break
@@ -253,26 +232,15 @@ def _name_chunk(
     encoder: "Encoder | None",
     calibration: Calibration,
 ) -> pa.Table:
-    """Name the records of a chunk; equal sequences once."""
-    distinct = list(dict.fromkeys(chunk.sequences))
-    oriented = [namer.orient(sequence, config.strand) for sequence in distinct]
-    sequences, strands = [s for s, _ in oriented], [s for _, s in oriented]
-    vectors = None
-    if encoder is not None and distinct:
+    """Name the records of a chunk."""
+    embed = None
+    if encoder is not None:
         from ..encode.inference import embed_sequences
 
-        vectors = embed_sequences(encoder, sequences)
-    named = namer.name_all(sequences, strands, vectors)
-    place = {sequence: at for at, sequence in enumerate(distinct)}
-    which = [place[sequence] for sequence in chunk.sequences]
+        embed = functools.partial(embed_sequences, encoder)
+    named, vectors = name_sequences(namer, chunk.sequences, config.strand, embed)
     return make_records(
-        chunk.ids,
-        chunk.source,
-        chunk.rows.tolist(),
-        [named[at] for at in which],
-        None if vectors is None else vectors[which],
-        namer.reference,
-        calibration,
+        chunk.ids, chunk.source, chunk.rows.tolist(), named, vectors, namer.reference, calibration
     )
 
 

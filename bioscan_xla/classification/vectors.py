@@ -27,9 +27,14 @@ log = logging.getLogger(__name__)
 
 
 def prepare_vectors(
-    config: ClassifyConfig, reference: Reference
+    config: ClassifyConfig, reference: Reference, encoder: "Encoder | None" = None
 ) -> tuple["Encoder | None", Reference]:
     """Load the encoder, and give the reference vectors of it.
+
+    Args:
+        config: options.
+        reference: of the queries.
+        encoder: where it is loaded already.
 
     Returns:
         None and a reference without vectors where only words are to be used.
@@ -39,7 +44,7 @@ def prepare_vectors(
     """
     needs_model = config.method != "neighbours"
     if (not needs_model and config.candidates == "kmer") or (
-        config.model is None and reference.vectors is None
+        encoder is None and config.model is None and reference.vectors is None
     ):
         if config.candidates == "vector":
             raise ModelError(
@@ -48,7 +53,7 @@ def prepare_vectors(
             )
         log.info("candidates are found by shared 8-mers; no model is used")
         return None, replace(reference, vectors=None)
-    encoder = _load(config, reference)
+    encoder = encoder or _load(config, reference)
     if config.candidates == "kmer" or not reference.ids:
         return encoder, replace(reference, vectors=None)
     made_by = reference.fingerprint or {}
@@ -66,14 +71,12 @@ def _load(config: ClassifyConfig, reference: Reference) -> "Encoder":
 
         return load_as(reference.fingerprint or {}, device=config.device)
     from ..encode.encoder import load_encoder
-    from ..encode.model_files import adapter_base
+    from ..encode.model_files import split_finetuned
     from ..encode.runtime import open_device
 
     device = open_device(config.device, config.dtype)
-    base, revision = adapter_base(config.model) if Path(config.model).is_dir() else (None, None)
-    if base is not None:  # the output folder of fine-tuning
-        return load_encoder(base, device=device, revision=revision, adapter=config.model)
-    return load_encoder(config.model, device=device)
+    base, revision, adapter = split_finetuned(config.model)
+    return load_encoder(base, device=device, revision=revision, adapter=adapter)
 
 
 def cache_folder(config: ClassifyConfig) -> Path:

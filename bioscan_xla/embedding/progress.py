@@ -7,6 +7,7 @@ figures for the tracker. Invariants: nothing here changes what the run does.
 import logging
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 from tqdm import tqdm
@@ -30,10 +31,21 @@ class Progress:
         tracker: Tracker,
         total: int | None,
         already: int,
+        on_progress: Callable[[int, int | None], None] | None = None,
     ):
-        self._utilisation, self._tracker = utilisation, tracker
-        self._bar = tqdm(total=total, initial=already, unit="seq", disable=None, smoothing=0.05)
-        self._redirect = logging_redirect_tqdm()
+        """Begin.
+
+        Args:
+            utilisation: of the device, from totals and seconds.
+            tracker: gets the figures.
+            total: records of the input, where that is known.
+            already: of them done by earlier runs.
+            on_progress: called with the records that are done and `total`, in place of the bar.
+        """
+        self._utilisation, self._tracker, self._on_progress = utilisation, tracker, on_progress
+        hidden = None if on_progress is None else True
+        self._bar = tqdm(total=total, initial=already, unit="seq", disable=hidden, smoothing=0.05)
+        self._redirect = logging_redirect_tqdm() if on_progress is None else nullcontext()
         self._started = self._logged = time.monotonic()
         self._shown, self._already = 0, already
 
@@ -49,6 +61,8 @@ class Progress:
         """Show where the run is."""
         self._bar.update(outcome.rows_read - self._shown)
         self._shown = outcome.rows_read
+        if self._on_progress is not None:
+            self._on_progress(outcome.rows_read + self._already, self._bar.total)
         seconds = time.monotonic() - self._started
         last = (
             time.strftime("%H:%M:%S", time.localtime(outcome.last_commit))

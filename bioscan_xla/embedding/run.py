@@ -11,7 +11,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,15 +46,34 @@ log = logging.getLogger("bioscan_xla.embed")
 _CHUNK_ROWS = {"cpu": 1024, "cuda": 8192, "xla": 8192}
 
 
-def embed(config: EmbedConfig, commit_by_time: bool = True) -> dict[str, Any]:
+def embed(
+    config: EmbedConfig,
+    commit_by_time: bool = True,
+    *,
+    encoder: Encoder | None = None,
+    stop: Stop | None = None,
+    on_progress: Callable[[int, int | None], None] | None = None,
+) -> dict[str, Any]:
     """Run a config; returns what `bioscan_xla.embed.run_embedding_pipeline` documents.
 
     The key `failure` is added: the error for files that could not be read in full, or None.
+
+    Args:
+        config: options.
+        commit_by_time: commit at least every `commit_minutes`.
+        encoder: the model, where it is loaded already; options that say which are not looked at.
+        stop: what ends the run early; by default a signal.
+        on_progress: called with the records that are done, and all of them where that is known;
+            by default a bar shows them.
     """
+    if encoder is not None:
+        return _embed(
+            config, encoder.device.kind, lambda *_, **__: encoder, commit_by_time, stop, on_progress
+        )
     name, revision = resolve_base(config.model, config.revision, config.adapter)
     config = replace(config, model=name, revision=revision)
     with _engine(config) as (kind, load):
-        return _embed(config, kind, load, commit_by_time)
+        return _embed(config, kind, load, commit_by_time, stop, on_progress)
 
 
 @contextmanager
@@ -82,6 +101,8 @@ def _embed(
     kind: str,
     load: "Callable[..., Encoder | Workers]",
     commit_by_time: bool,
+    stop: Stop | None,
+    on_progress: Callable[[int, int | None], None] | None,
 ) -> dict[str, Any]:
     names, unreadable = name_inputs(config.input)
     sources = list(names)
@@ -131,8 +152,8 @@ def _embed(
         log.info("resuming: %d records are done already", already)
     started = time.monotonic()
     embed_chunks = functools.partial(run, encoder) if isinstance(encoder, Encoder) else encoder.run
-    progress = Progress(encoder.utilisation, tracker, total, already)
-    with stop_on_signal() as stop, progress:
+    progress = Progress(encoder.utilisation, tracker, total, already, on_progress)
+    with nullcontext(stop) if stop else stop_on_signal() as stop, progress:
         try:
             outcome = embed_chunks(
                 store,

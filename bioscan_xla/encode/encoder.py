@@ -6,6 +6,7 @@ segment, and no step waits for the device.
 """
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -175,6 +176,7 @@ def load_encoder(
     frames: int | None = None,
     strands: str | None = None,
     shard_parameters: bool = False,
+    on_device: Callable[[Callable[[], None]], None] = lambda move: move(),
 ) -> Encoder:
     """Load a model for inference.
 
@@ -191,6 +193,8 @@ def load_encoder(
             in the model's configuration.
         strands: `given` or `both`; None likewise.
         shard_parameters: on XLA, divide the weights over the mesh instead of replicating them.
+        on_device: calls what moves the weights, where one thread owns the device and this is
+            another.
 
     Raises:
         ModelError: not found, of another family, or only loadable by running code from the hub.
@@ -238,9 +242,13 @@ def load_encoder(
         runtime.keep_large_buffers()
         reorder_linear_layers(esm)
     else:
-        esm.to(device=device.torch_device)
-        if shard_parameters:
-            runtime.shard_parameters(device, esm)
+
+        def move() -> None:
+            esm.to(device=device.torch_device)
+            if shard_parameters:
+                runtime.shard_parameters(device, esm)
+
+        on_device(move)
     log.info("model %s: %d layers, hidden %d", model, len(esm.encoder.layer), config.hidden_size)
     token_vectors = find_token_vectors(esm, device, pooling)
     return Encoder(

@@ -6,6 +6,7 @@ and never compared, so a moved model is the same model.
 """
 
 import hashlib
+import json
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -28,6 +29,18 @@ BEFORE = {"vectors": "1", "frames": "1", "strands": "given"}
 
 _EXACT = {"weights_sha256": "weights", "adapter_sha256": "adapter_hash"}
 """Hashes over all bytes, and the sampled hashes that older fingerprints have instead."""
+
+
+def identity(fingerprint: Mapping[str, str]) -> str:
+    """Twelve hexadecimal digits over all that decides a vector; where the model lies is not in it.
+
+    Example:
+        >>> there, here = {"layer": "-1", "model": "/data/m"}, {"layer": "-1", "model": "m"}
+        >>> identity(there) == identity(here)
+        True
+    """
+    told = {key: value for key, value in fingerprint.items() if key not in HINTS}
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
 
 
 @dataclass(frozen=True)

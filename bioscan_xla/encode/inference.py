@@ -50,7 +50,7 @@ class Job(Generic[T]):
         missing: (distinct,) windows not computed yet.
         weights: (distinct,) tokens computed so far, of sequences of several windows.
         num_windowed: sequences that took more than one window.
-        vectors: (distinct, hidden) float32, made when the job starts.
+        vectors: (distinct, hidden) float32, made by `begin`.
     """
 
     item: T
@@ -61,6 +61,10 @@ class Job(Generic[T]):
     weights: np.ndarray
     num_windowed: int
     vectors: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.float32))
+
+    def begin(self, hidden: int) -> None:
+        """Make room for the vectors."""
+        self.vectors = np.zeros((len(self.missing), hidden), np.float32)
 
 
 def prepare(
@@ -148,24 +152,21 @@ def run_jobs(
     def collect() -> None:
         batch, result = in_flight.popleft()
         values = runtime.fetch(result)
-        by_job: dict[int, list[tuple[int, int, Window]]] = {}
-        for place in batch.places:
-            by_job.setdefault(place[2].owner[0], []).append(place)
-        for number, places in by_job.items():
-            _accept(open_jobs[number], places, values, encoder.pooling)
+        for number, places in places_by_job(batch).items():
+            accept(open_jobs[number], places, values, encoder.pooling)
 
     def finished() -> Iterator[tuple[T, np.ndarray, np.ndarray]]:
         while open_jobs:
             first = next(iter(open_jobs))  # a dict keeps the order of insertion
             if open_jobs[first].missing.any():
                 return
-            yield _result(open_jobs.pop(first), encoder.pooling)
+            yield result_of(open_jobs.pop(first), encoder.pooling)
 
     for number, job in enumerate(itertools.chain(jobs, [None])):
         if job is None:
             batches = packer.flush()
         else:
-            job.vectors = np.zeros((len(job.missing), encoder.hidden), np.float32)
+            job.begin(encoder.hidden)
             open_jobs[number] = job
             totals.sequences += len(job.inverse)
             totals.distinct += len(job.missing)
@@ -185,11 +186,19 @@ def run_jobs(
         yield from finished()
         if should_stop():
             for begun in open_jobs.values():
-                yield _result(begun, encoder.pooling)
+                yield result_of(begun, encoder.pooling)
             return
 
 
-def _accept(
+def places_by_job(batch: Batch) -> dict[int, list[tuple[int, int, Window]]]:
+    """The places of a batch's windows, by the number of their job."""
+    by_job: dict[int, list[tuple[int, int, Window]]] = {}
+    for place in batch.places:
+        by_job.setdefault(place[2].owner[0], []).append(place)
+    return by_job
+
+
+def accept(
     job: Job, places: list[tuple[int, int, Window]], values: np.ndarray, pooling: str
 ) -> None:
     """Store the vectors of one job's windows; values (rows, segments, hidden)."""
@@ -223,7 +232,8 @@ def _accept(
     np.subtract.at(job.missing, indices, 1)
 
 
-def _result(job: Job[T], pooling: str) -> tuple[T, np.ndarray, np.ndarray]:
+def result_of(job: Job[T], pooling: str) -> tuple[T, np.ndarray, np.ndarray]:
+    """A job's item, its vectors, and for each sequence whether all its windows are computed."""
     ready = job.missing == 0
     if pooling != "max":
         several = np.flatnonzero((job.num_windows > 1) & ready)

@@ -192,6 +192,15 @@ def resolve_base(model: str, revision: str | None, adapter: str | None) -> tuple
     return model, revision or (commit if model == base and not Path(model).is_dir() else None)
 
 
+def split_finetuned(model: str) -> tuple[str, str | None, str | None]:
+    """Base model, its revision and adapter that a name stands for.
+
+    The output folder of fine-tuning stands for all three; any other name for itself.
+    """
+    base, revision = adapter_base(model) if Path(model).is_dir() else (None, None)
+    return (model, None, None) if base is None else (base, revision, model)
+
+
 def resolve_commit(model: str, revision: str | None) -> str:
     """The commit that a hub model's files come from; empty for a folder."""
     if Path(locate(model)).is_dir():

@@ -109,6 +109,16 @@ class Layout:
         """True if every batch has one of a few shapes."""
         return self.max_segments is not None
 
+    @property
+    def batch_tokens(self) -> int:
+        """Tokens of the largest batch."""
+        return self.num_rows * self.row_tokens[-1]
+
+    @property
+    def batch_segments(self) -> int | None:
+        """Most windows of a batch; None for no limit."""
+        return None if self.max_segments is None else self.num_rows * self.max_segments
+
 
 def layout(kind: str, num_devices: int = 1, max_tokens: int = 1000, num_layers: int = 1) -> Layout:
     """The layout for a device kind; see the README's performance section for the reasons."""

@@ -9,6 +9,7 @@ from .classification import ClassifyConfig, ReferenceConfig
 from .embedding import EmbedConfig, SearchConfig
 from .files import SampleConfig, SyncConfig
 from .plan import PlanEmbeddingConfig, PlanFinetuningConfig
+from .serving import ServeConfig
 from .training import FinetuneConfig, PretrainConfig
 
 __all__ = [
@@ -24,5 +25,6 @@ __all__ = [
     "ReferenceConfig",
     "SampleConfig",
     "SearchConfig",
+    "ServeConfig",
     "SyncConfig",
 ]

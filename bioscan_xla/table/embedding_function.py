@@ -19,6 +19,7 @@ from ..errors import ModelError
 
 if TYPE_CHECKING:
     from ..encode.encoder import Encoder
+    from ..encode.runtime import Device
 
 log = logging.getLogger(__name__)
 
@@ -96,22 +97,45 @@ def load_as(
 def _load(
     items: tuple[tuple[str, str], ...], model: str | None, adapter: str | None, device: str
 ) -> "Encoder":
-    from ..encode.encoder import load_encoder
     from ..encode.runtime import open_device
 
     made_by = dict(items)
+    return load_again(made_by, open_device(device, made_by["dtype"]), model, adapter)
+
+
+def load_again(
+    made_by: Mapping[str, str],
+    device: "Device",
+    model: str | None = None,
+    adapter: str | None = None,
+    **options: Any,
+) -> "Encoder":
+    """What `load_as` does, on an open device and each time anew.
+
+    Args:
+        made_by: the table's fingerprint.
+        device: where to compute.
+        model: where the model is now; None looks where it was.
+        adapter: where the adapter is now; None looks where it was.
+        **options: further ones of `load_encoder`.
+
+    Raises:
+        ModelError: as `load_as`.
+    """
+    from ..encode.encoder import load_encoder
+
     for word, given in (("model", model), ("adapter", adapter)):
         before = made_by.get(word, "")
         if not given and Path(before).is_absolute() and not Path(before).is_dir():
             raise ModelError(
                 f"the table was made with the {word} in {before}, which no longer exists. Name the "
-                f"folder where it is: python -m bioscan_xla.search --{word} FOLDER"
+                f"folder where it is now: --{word} FOLDER"
             )
     if adapter and not made_by.get("adapter"):
         raise ModelError("the table was made without an adapter; remove --adapter")
     encoder = load_encoder(
         model or made_by["model"],
-        device=open_device(device, made_by["dtype"]),
+        device=device,
         # Another name has other commits.
         revision=made_by.get("revision") or None if model in (None, made_by["model"]) else None,
         adapter=adapter or made_by.get("adapter") or None,
@@ -120,6 +144,7 @@ def _load(
         overlap_tokens=int(made_by["overlap_tokens"]),
         frames=int(made_by.get("frames", 1)),
         strands=made_by.get("strands", "given"),
+        **options,
     )
     compared = compare(made_by, encoder.fingerprint)
     if compared.different:

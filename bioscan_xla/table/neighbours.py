@@ -4,6 +4,7 @@ Input: a database and the name of a table; vectors to look for. Output: the open
 fingerprint, rows. Invariants: nothing here writes.
 """
 
+import base64
 import json
 import os
 import time
@@ -132,3 +133,20 @@ def search_vectors(
             rows = found.take(pa.array(np.flatnonzero(owners == number)))
             results.append(rows.sort_by("_distance"))
     return results
+
+
+def nearest_rows(
+    table: Any, vectors: np.ndarray, k: int = 10, where: str | None = None
+) -> list[list[dict[str, Any]]]:
+    """`search_vectors` as records: for each query its rows, with `distance` (1 - cosine)."""
+    return [
+        [{"distance": abs(round(row.pop("_distance"), 6)), **row} for row in rows.to_pylist()]
+        for rows in search_vectors(table, vectors, k, where)
+    ]
+
+
+def plain(value: Any) -> str:
+    """Types that JSON lacks: dates and times as ISO 8601, bytes as base64, others as text."""
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
+    return value.isoformat() if hasattr(value, "isoformat") else str(value)

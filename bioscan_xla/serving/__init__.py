@@ -1,0 +1,1 @@
+"""The server: requests of many clients to vectors, names and neighbours."""
