@@ -17,13 +17,14 @@ from .conftest import ROOT, run_python
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCKS = re.findall(r"```\w*\n(.*?)```", "\n".join(page.read_text() for page in PAGES), re.DOTALL)
+NOT_RUN = ("plan finetune", "--process-index", "SOURCE", "bioscan_xla.serve ")
 COMMANDS = list(
     dict.fromkeys(
         line.split("#")[0].strip()
         for block in BLOCKS
         for line in block.splitlines()
         if re.match(r"(\.venv/bin/)?python -m bioscan_xla", line)
-        and not any(part in line for part in ("plan finetune", "--process-index", "SOURCE", ".serve"))
+        and not any(part in line for part in NOT_RUN)
     )
 )
 

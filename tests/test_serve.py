@@ -386,55 +386,58 @@ def test_models_that_cannot_be_loaded(tmp_path, training_sample):
         ServeConfig(model="m", max_request_tokens=10, max_queue_tokens=5)
 
 
-def test_sigterm_finishes_what_was_accepted(tmp_path):
-    """The real command: everything accepted is answered, then it ends with status 0."""
+@pytest.fixture
+def command(model_folder):
+    """The real command, ready, with a key; its process and a client."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
+    words = f"-m bioscan_xla.serve --model {model_folder} --port {port} --dtype float32"
     process = subprocess.Popen(
-        [sys.executable, *f"-m bioscan_xla.serve --model bioscan-small --port {port}".split()],
+        [sys.executable, *words.split()],
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "BIOSCAN_API_KEY": "secret-key"},
     )
-    url, headers = f"http://127.0.0.1:{port}", {"authorization": "Bearer secret-key"}
-    answers, lost = [], []
+    headers = {"authorization": "Bearer secret-key"}
+    url = f"http://127.0.0.1:{port}"
 
-    def ask():
-        with httpx.Client(base_url=url, timeout=30, headers=headers) as client:
-            while True:
-                try:
-                    body = {"input": [SEQUENCE * 20] * 50}
-                    answers.append(client.post("/v1/embeddings", json=body).status_code)
-                except (httpx.ConnectError, httpx.RemoteProtocolError, httpx.ReadError) as error:
-                    lost.append(error)
-                    return
-                if answers[-1] == 503:
-                    return
+    def is_ready():
+        assert process.poll() is None, process.stderr.read()
+        with suppress(httpx.HTTPError):
+            return httpx.get(f"{url}/health/ready").status_code == 200
 
     try:
-
-        def is_ready():
-            assert process.poll() is None, process.stderr.read()
-            with suppress(httpx.HTTPError):
-                return httpx.get(f"{url}/health/ready").status_code == 200
-
         until(is_ready, 60)
-        threads = [threading.Thread(target=ask) for _ in range(6)]
-        for thread in threads:
-            thread.start()
-        until(lambda: len(answers) > 12)
-        process.send_signal(signal.SIGTERM)
-        for thread in threads:
-            thread.join(30)
-        assert process.wait(30) == 0
-        assert set(answers) <= {200, 503}
-        # Whoever lost a connection had no request under way: it was closed between two.
-        assert all(not isinstance(error, httpx.ReadError) for error in lost)
-        log = process.stderr.read()
-        assert "secret-key" not in log
-        assert SEQUENCE not in log
-        assert "Traceback" not in log
+        with httpx.Client(base_url=url, timeout=60, headers=headers) as client:
+            yield process, client
     finally:
         process.kill()
         process.communicate()
+
+
+def test_sigterm_finishes_what_was_accepted(command):
+    """What is in the queue is answered, what comes later refused; then the command ends well."""
+    process, client = command
+
+    def ask(number):
+        text = SEQUENCE[number:] + "ACGTAC" * 120_000
+        return client.post("/v1/embeddings", json={"input": text})
+
+    def waiting():
+        return re.search(r"bioscan_queue_requests (\S+)", client.get("/metrics").text)[1]
+
+    with ThreadPoolExecutor(3) as pool:
+        accepted = [pool.submit(ask, number) for number in range(3)]
+        until(lambda: waiting() == "3.0")
+        process.send_signal(signal.SIGTERM)
+        until(lambda: client.get("/health/ready").status_code == 503)
+        refused = ask(0)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "shutting_down")
+        assert client.get("/health/live").status_code == 200
+    assert [answer.result().status_code for answer in accepted] == [200, 200, 200]
+    assert process.wait(30) == 0
+    log = process.stderr.read()
+    assert "finishing 3 requests" in log
+    for secret in ("secret-key", SEQUENCE, "Traceback"):
+        assert secret not in log
