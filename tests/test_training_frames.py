@@ -12,7 +12,7 @@ from bioscan_xla.embed import run_embedding_pipeline
 from bioscan_xla.encode.encoder import load_encoder
 from bioscan_xla.encode.inference import embed_sequences
 from bioscan_xla.encode.model import load_model
-from bioscan_xla.encode.pooling import pool
+from bioscan_xla.encode.pooling import count_tokens, pool
 from bioscan_xla.encode.runtime import open_device
 from bioscan_xla.errors import ConfigError
 from bioscan_xla.options import FinetuneConfig
@@ -77,6 +77,15 @@ def test_many_segments_are_pooled_as_few_are():
         few = pool(hidden[:, :90], positions[:, :90], segments[:, :90], 30, pooling)
         torch.testing.assert_close(many[:, :30], few)
         assert not many[1, 84:].any()
+
+
+def test_many_segments_are_counted_as_few_are():
+    segments = torch.arange(300).div(3, rounding_mode="floor").repeat(2, 1)
+    segments[1, 250:] = -1
+    many = count_tokens(segments, 101)
+    torch.testing.assert_close(many[:, :30], count_tokens(segments[:, :90], 30))
+    assert many[0].tolist() == [3.0] * 100 + [0.0]
+    assert many[1, 82:85].tolist() == [3.0, 1.0, 0.0]
 
 
 def test_options_follow_from_the_model(model_folder):

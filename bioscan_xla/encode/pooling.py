@@ -72,6 +72,17 @@ def _sum_by_index(
     return (total / counts[:, None]).view(len(segments), num_segments, -1)
 
 
+def count_tokens(segments: torch.Tensor, num_segments: int) -> torch.Tensor:
+    """Tokens of each segment, (rows, num_segments) float32; `segments` as for `pool`."""
+    if num_segments > _MANY_SEGMENTS and segments.device.type == "cpu":
+        rows = torch.arange(len(segments))[:, None] * num_segments
+        places = (rows + segments.long())[segments >= 0]
+        counts = torch.bincount(places, minlength=len(segments) * num_segments)
+        return counts.view(len(segments), num_segments).float()
+    numbers = torch.arange(num_segments, device=segments.device, dtype=segments.dtype)
+    return (segments[:, None, :] == numbers[None, :, None]).sum(-1).float()
+
+
 def mean_of_rows(
     table: torch.Tensor, input_ids: torch.Tensor, positions: torch.Tensor, first_position: int = 2
 ) -> torch.Tensor:

@@ -20,7 +20,7 @@ from transformers import EsmModel
 from ..encode.model import attach_saved_adapter, is_bag, load_model, token_states
 from ..encode.model_files import adapter_reading, resolve_base
 from ..encode.packing import FIRST_POSITION
-from ..encode.pooling import mean_of_rows, pool
+from ..encode.pooling import count_tokens, mean_of_rows, pool
 from ..encode.runtime import Device, enable_gradient_checkpointing
 from ..errors import ModelError
 from ..options import DEFAULT_MODEL, FinetuneConfig
@@ -123,8 +123,7 @@ class TaxonomyClassifier(nn.Module):
             positions = torch.where(mask > 0, counting, FIRST_POSITION - 1)
         vectors = self.vectors(input_ids, positions, segments, num_segments, runs).flatten(0, 1)
         if frames > 1:
-            numbers = torch.arange(num_segments, device=segments.device)[None, :, None]
-            num_tokens = (segments[:, None, :] == numbers).sum(-1).float().view(-1, frames, 1)
+            num_tokens = count_tokens(segments, num_segments).view(-1, frames, 1)
             total = (vectors.unflatten(0, (-1, frames)) * num_tokens).sum(1)
             vectors = total / num_tokens.sum(1).clamp(min=1)
         return self.classify(vectors)

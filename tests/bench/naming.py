@@ -164,8 +164,9 @@ def by_global_search(work, queries, threads):
 
 def by_naive_bayes(queries):
     """As q2-feature-classifier: 7-mers hashed to 8,192, multinomial, cutoff 0.7."""
+    from scipy.sparse import csr_matrix
+    from scipy.special import softmax
     from sklearn.feature_extraction.text import HashingVectorizer
-    from sklearn.naive_bayes import MultinomialNB
 
     started = time.monotonic()
     hashing = HashingVectorizer(
@@ -174,16 +175,15 @@ def by_naive_bayes(queries):
     whole = [";".join(name or "" for name in row[2]) for row in REFERENCES]
     classes, numbers = np.unique(whole, return_inverse=True)
     chains = [tuple(part or None for part in text.split(";")) for text in classes]
-    model = MultinomialNB(alpha=0.001, fit_prior=False)
     features = hashing.transform(row[1] for row in REFERENCES)
-    for first in range(0, features.shape[0], 5000):
-        part = slice(first, first + 5000)
-        model.partial_fit(features[part], numbers[part], classes=np.arange(len(classes)))
+    # As MultinomialNB(alpha=0.001, fit_prior=False), whose own fit needs rows times classes.
+    ones = np.ones(len(numbers)), (numbers, np.arange(len(numbers)))
+    weights = (csr_matrix(ones, shape=(len(classes), len(numbers))) @ features).toarray() + 0.001
+    weights = np.log(weights / weights.sum(1, keepdims=True)).T
     best, confidence = [], []
     for first in range(0, len(queries), 100):
-        part = model.predict_proba(
-            hashing.transform(row[1] for row in queries[first : first + 100])
-        )
+        part = hashing.transform(row[1] for row in queries[first : first + 100])
+        part = softmax(part @ weights, axis=1)
         for shares in part:
             chain = chains[int(shares.argmax())]
             best.append(chain)

@@ -243,38 +243,48 @@ def right(found, wanted, named):
     return round(float(equal[named].float().mean()), 3) if named.any() else None
 
 
-@torch.no_grad()
-def evaluate(bag, white, rows, labels, named, parts, files, options):
-    """Accuracies at order, family, genus and species of heads and nearest neighbours."""
+def shuffled(sequences, lineages, files, limit=None):
+    """The same in a fixed random order."""
+    keep = np.random.default_rng(0).permutation(len(sequences))[:limit]
+    return [sequences[n] for n in keep], [lineages[n] for n in keep], files[keep]
+
+
+def sides(parts, files, num_queries):
+    """Of each file, for `query` and `novel`: the references' numbers, and those of some queries."""
     rng = np.random.default_rng(0)
     for file in dict.fromkeys(files):
         references = np.flatnonzero((parts == "train") & (files == file))
         for kind in ("query", "novel"):
             queries = np.flatnonzero((parts == kind) & (files == file))
-            queries = rng.permutation(queries)[: options.queries]
-            there = [rows[n] for n in references], [rows[n] for n in queries]
-            ways = {"6-mer counts": torch.eye(_KMERS), "raw": bag.states(), "white": white}
-            for name, table in ways.items():
-                if name == "6-mer counts":
-                    a, b = (torch.cat([counts(r)[0]]).float() for r in there)
-                else:
-                    a, b = (embed(table, r) for r in there)
-                near = nearest(a, b, 20)
-                by_rank = labels[references][near]  # (queries, 20, 7)
-                wanted, has = labels[queries], named[queries]
-                line = {
-                    r: right(by_rank[:, 0, at], wanted[:, at], has[:, at])
-                    for at, r in enumerate(RANKS)
-                }
-                hit = ((by_rank[..., 6] == wanted[:, None, 6]) & (wanted[:, None, 6] >= 0)).any(1)
-                line["species in 20"] = round(float(hit[has[:, 6]].float().mean()), 3)
-                log.info("%s %s %s %s", file, kind, name, json.dumps(line))
-            states = bag.eval().norm(embed(bag.states(), there[1]))
+            yield file, kind, references, rng.permutation(queries)[:num_queries]
+
+
+@torch.no_grad()
+def evaluate(bag, white, rows, labels, named, parts, files, options):
+    """Accuracies at order, family, genus and species of heads and nearest neighbours."""
+    for file, kind, references, queries in sides(parts, files, options.queries):
+        there = [rows[n] for n in references], [rows[n] for n in queries]
+        ways = {"6-mer counts": torch.eye(_KMERS), "raw": bag.states(), "white": white}
+        for name, table in ways.items():
+            if name == "6-mer counts":
+                a, b = (torch.cat([counts(r)[0]]).float() for r in there)
+            else:
+                a, b = (embed(table, r) for r in there)
+            near = nearest(a, b, 20)
+            by_rank = labels[references][near]  # (queries, 20, 7)
+            wanted, has = labels[queries], named[queries]
             line = {
-                rank: right(bag.heads[at](states).argmax(1), wanted[:, at], has[:, at])
-                for at, rank in enumerate(RANKS)
+                r: right(by_rank[:, 0, at], wanted[:, at], has[:, at]) for at, r in enumerate(RANKS)
             }
-            log.info("%s %s heads %s", file, kind, json.dumps(line))
+            hit = ((by_rank[..., 6] == wanted[:, None, 6]) & (wanted[:, None, 6] >= 0)).any(1)
+            line["species in 20"] = round(float(hit[has[:, 6]].float().mean()), 3)
+            log.info("%s %s %s %s", file, kind, name, json.dumps(line))
+        states = bag.eval().norm(embed(bag.states(), there[1]))
+        line = {
+            rank: right(bag.heads[at](states).argmax(1), wanted[:, at], has[:, at])
+            for at, rank in enumerate(RANKS)
+        }
+        log.info("%s %s heads %s", file, kind, json.dumps(line))
 
 
 def main():
@@ -301,9 +311,7 @@ def main():
     log.info("%s", vars(options))
     torch.manual_seed(options.seed)
     sequences, lineages, files = read(options.files)
-    keep = np.random.default_rng(0).permutation(len(sequences))[: options.limit]
-    sequences, lineages = [sequences[n] for n in keep], [lineages[n] for n in keep]
-    files = files[keep]
+    sequences, lineages, files = shuffled(sequences, lineages, files, options.limit)
     parts = split(sequences, lineages, options.seed)
     if options.all:
         parts[:] = "train"

@@ -1,31 +1,37 @@
 """Per-rank accuracy of a fine-tuned small encoder against 1-nearest-neighbour on 6-mer counts.
 
-`python tests/bench/taxonomy.py FILE.parquet [--encoder FOLDER] [--references 20000]` draws
-references, and queries whose class is among them; fine-tunes an encoder on the references (the
-one given, or one of random weights, whose embeddings and linear layers then all get an adapter),
-and names the queries in three ways: by the nearest reference in 6-mer counts (cosine), by the
-heads, and by the nearest reference among the vectors of the classifier. A name counts as right if
-it is equal; a query whose name is not among the references counts, as wrong, for all three.
+`python tests/bench/taxonomy.py FILE.parquet [--encoder FOLDER] [--config YAML]` draws references,
+and queries whose class is among them; fine-tunes an encoder on the references (the one given, or
+one of random weights, whose embeddings and linear layers then all get an adapter), and names the
+queries by the nearest reference in 6-mer counts (cosine), by the heads, and by the nearest
+reference among the vectors of the classifier, as they are and whitened. The model of the last
+epoch is taken: nothing is chosen by the queries. A name counts as right if it is equal; a query
+whose name is not among the references counts as wrong for all.
+
+`--config` takes the options of a YAML of fine-tuning; `--set KEY=VALUE` changes some of them.
 """
 
 import argparse
 import logging
-import platform
+import os
 import time
 from pathlib import Path
+
+os.environ["USE_TORCH_XLA"] = "0"  # before accelerate is imported
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
+import yaml
 from small_encoder import split
 
+from bioscan_xla.finetune import finetune
 from bioscan_xla.options import FinetuneConfig
 from bioscan_xla.reads.cleaning import clean_sequences
 from bioscan_xla.reads.lineages import known_lineage
 from bioscan_xla.sample import write_model
-from bioscan_xla.training.run import finetune
 
 LINEAGE = ("kingdom", "phylum", "class", "order", "family", "genus", "species")
 RANKS = ("phylum", "class", "order", "family", "genus", "species")
@@ -102,10 +108,8 @@ def main():
     parser.add_argument("--layers", type=int, default=1, help="of the encoder of random weights")
     parser.add_argument("--references", type=int, default=20_000)
     parser.add_argument("--queries", type=int, default=1_500)
-    parser.add_argument("--learning-rate", type=float, default=3e-3)
-    parser.add_argument("--epochs", type=int, default=8)
-    parser.add_argument("--frames", default=None, help="1, 6 or random; default the encoder's")
-    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--config", type=Path, help="options of fine-tuning")
+    parser.add_argument("--set", nargs="*", default=[], help="options that differ: KEY=VALUE")
     parser.add_argument("--seed", type=int, default=0, help="of the split, see small_encoder.py")
     parser.add_argument("--work", type=Path, default=Path("taxonomy-bench"))
     options = parser.parse_args()
@@ -116,32 +120,21 @@ def main():
     references, queries = draw(options.file, options.references, options.queries, options.seed)
     pq.write_table(references, work / "references.parquet")
     pq.write_table(queries, work / "queries.parquet")
-    encoder, targets = options.encoder, ["query", "value"]  # without layers the embeddings
+    chosen = {"rank": 64, "alpha": 64, "min_sequences": 1, "num_epochs": 8, "learning_rate": 3e-3}
+    encoder = options.encoder
     if encoder is None:
-        encoder, targets = work / "encoder", ["word_embeddings", "query", "key", "value", "dense"]
+        encoder = work / "encoder"
         write_model(encoder, hidden=256, layers=options.layers)
-    started = time.time()
-    finetune(
-        FinetuneConfig(
-            train=str(work / "references.parquet"),
-            eval=str(work / "queries.parquet"),
-            output=str(work / "classifier"),
-            model=str(encoder),
-            targets=targets,
-            rank=64,
-            alpha=64,
-            device="cpu",
-            dtype="float32",
-            dropout=0.0,
-            min_sequences=1,
-            num_epochs=options.epochs,
-            frames=int(options.frames) if options.frames in ("1", "6") else options.frames,
-            batch_size=options.batch_size,
-            learning_rate=options.learning_rate,
-        )
-    )
-    seconds = time.time() - started
-
+        chosen["targets"] = ["word_embeddings", "query", "key", "value", "dense"]
+    if options.config:
+        chosen = yaml.safe_load(options.config.read_text())
+    chosen |= {key: yaml.safe_load(value) for key, value in (w.split("=") for w in options.set)}
+    chosen |= {"train": str(work / "references.parquet"), "output": str(work / "classifier")}
+    chosen |= {"model": str(encoder), "eval_fraction": 0.0, "resume": False}
+    chosen |= {"device": "cpu", "dtype": "float32"}
+    started, processor = time.time(), time.process_time()
+    finetune(FinetuneConfig(**chosen))
+    seconds, processor = time.time() - started, time.process_time() - processor
     from bioscan_xla.encode.runtime import open_device
     from bioscan_xla.training.classifier import load_classifier
     from bioscan_xla.training.evaluation import predict
@@ -168,8 +161,7 @@ def main():
     }
     print(
         f"{options.file.name}: {references.num_rows:,} references, {queries.num_rows:,} queries; "
-        f"{options.epochs} epochs at {options.learning_rate:g}, {seconds:.0f} s; "
-        f"{platform.machine()}, {torch.get_num_threads()} threads"
+        f"{seconds:.0f} s, {processor:.0f} CPU-seconds, {torch.get_num_threads()} threads; {chosen}"
     )
     print(f"{'':20}" + "".join(f"{rank:>9}" for rank in RANKS))
     for name, named in ways.items():
