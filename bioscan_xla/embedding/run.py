@@ -16,10 +16,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
+
 from ..encode import runtime
-from ..encode.encoder import Encoder, load_encoder
+from ..encode.encoder import SAMPLE, Encoder, load_encoder
 from ..encode.model_files import resolve_base
-from ..errors import ConfigError
+from ..errors import ConfigError, InputError
 from ..options import EmbedConfig
 from ..reads.cleaning import Code
 from ..reads.files import count_rows, metadata_schema
@@ -89,7 +91,8 @@ def _engine(config: EmbedConfig) -> Iterator[tuple[str, Callable[..., "Encoder |
         raise ConfigError(
             f"engine is ray, but it cannot be imported ({error}); pip install 'bioscan_xla[ray]'"
         ) from error
-    workers = Workers.connect(config.device, config.dtype, config.workers)
+    name = "cpu" if (config.dtype, config.device) == ("int8", "auto") else config.device
+    workers = Workers.connect(name, config.dtype, config.workers)
     try:
         yield workers.kind, workers.load
     finally:
@@ -123,6 +126,7 @@ def _embed(
         frames=config.frames,
         strands=config.strands,
         shard_parameters=config.shard_parameters,
+        sample=_sample(sources, reading, schema) if config.dtype == "int8" else (),
     )
     store = Store.open(
         config.db,
@@ -180,6 +184,15 @@ def _embed(
         "usable": usable,
         "failure": join_failures(failures) if failures else None,
     }
+
+
+def _sample(sources: list[str], reading: ReadOptions, schema: pa.Schema) -> list[str]:
+    """Sequences from the beginning of the input, on which int8 is measured."""
+    try:
+        chunk = next(read_chunks(sources, reading, schema), None)
+    except InputError:  # the run itself reports it
+        return []
+    return list(chunk.sequences[:SAMPLE]) if chunk else []
 
 
 def _open_mirror(config: EmbedConfig) -> Mirror | None:

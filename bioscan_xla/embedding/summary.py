@@ -47,6 +47,8 @@ def summarise(config: EmbedConfig, result: dict[str, Any]) -> str:
             f"table {config.table!r} in {config.db}: {result['total_rows']:,} rows, vectors of "
             f"{result['avg_vector_length']} numbers, mean norm {result['sample_vector_norm']:.2f}",
         ]
+    if cosine := result["fingerprint"].get("int8_cosine"):
+        lines.append(f"int8: the least cosine to float32 is {cosine}, on the first sequences")
     changes = ", ".join(
         f"{rule.replace('_', ' ')} {count:,}" for rule, count in result["cleaned"].items() if count
     )

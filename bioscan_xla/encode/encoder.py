@@ -6,7 +6,7 @@ segment, and no step waits for the device.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +16,10 @@ from transformers import EsmModel
 from .. import __version__
 from ..errors import ConfigError
 from ..options import DEFAULT_MODEL
-from ..reads.tokens import VOCABULARY
+from ..reads.tokens import VOCABULARY, tokenize
 from . import runtime
 from .fingerprint import TOKENIZER, VECTORS_VERSION
+from .int8 import quantize, random_sequences
 from .model import (
     hash_weights,
     is_bag,
@@ -30,11 +31,25 @@ from .model import (
 )
 from .model_files import absolute, adapter_reading, resolve_base, resolve_commit
 from .onednn import reorder_linear_layers
-from .packing import FIRST_POSITION, FRAMES, STRANDS, Batch, Layout, Totals, layout
+from .packing import (
+    FIRST_POSITION,
+    FRAMES,
+    STRANDS,
+    Batch,
+    Layout,
+    Totals,
+    Window,
+    fill_rows,
+    layout,
+)
 from .pooling import POOLINGS, mean_of_rows, pool
 from .runtime import Device
 
 log = logging.getLogger(__name__)
+
+SAMPLE = 16
+"""Sequences on which int8 is measured."""
+_SAMPLE_TOKENS = 256  # the most tokens of each
 
 
 @dataclass(frozen=True)
@@ -177,6 +192,7 @@ def load_encoder(
     strands: str | None = None,
     shard_parameters: bool = False,
     on_device: Callable[[Callable[[], None]], None] = lambda move: move(),
+    sample: Sequence[str] = (),
 ) -> Encoder:
     """Load a model for inference.
 
@@ -195,10 +211,12 @@ def load_encoder(
         shard_parameters: on XLA, divide the weights over the mesh instead of replicating them.
         on_device: calls what moves the weights, where one thread owns the device and this is
             another.
+        sample: in int8, cleaned sequences on which the cosine to float32 is measured; random ones
+            if none are given.
 
     Raises:
         ModelError: not found, of another family, or only loadable by running code from the hub.
-        ConfigError: unknown pooling, no such layer, or too large an overlap.
+        ConfigError: unknown pooling, no such layer, too large an overlap, or too low a cosine.
     """
     if pooling not in POOLINGS:
         raise ConfigError(f"pooling {pooling!r} is unknown; choose one of {', '.join(POOLINGS)}")
@@ -240,7 +258,8 @@ def load_encoder(
     esm.to(dtype=device.dtype).eval().requires_grad_(False)
     if device.kind == "cpu":
         runtime.keep_large_buffers()
-        reorder_linear_layers(esm)
+        if not device.is_int8:
+            reorder_linear_layers(esm)
     else:
 
         def move() -> None:
@@ -251,7 +270,7 @@ def load_encoder(
         on_device(move)
     log.info("model %s: %d layers, hidden %d", model, len(esm.encoder.layer), config.hidden_size)
     token_vectors = find_token_vectors(esm, device, pooling)
-    return Encoder(
+    encoder = Encoder(
         esm,
         device,
         pooling,
@@ -262,3 +281,19 @@ def load_encoder(
         strands,
         token_vectors,
     )
+    if device.is_int8:
+        measured_on = sample[:SAMPLE] or random_sequences()
+        cosine = quantize(esm, lambda texts: _embed_row(encoder, texts), measured_on)
+        fingerprint["int8_cosine"] = f"{cosine:.5f}"
+        kind = "sequences of the input" if sample else "random sequences"
+        log.info("int8: least cosine to float32 %.5f, on %d %s", cosine, len(measured_on), kind)
+    return encoder
+
+
+def _embed_row(encoder: Encoder, sequences: Sequence[str]) -> torch.Tensor:
+    """Vectors of the beginning of each sequence, in one row, (sequences, hidden)."""
+    most = min(encoder.max_tokens, _SAMPLE_TOKENS)
+    tokens = [ids[:most] for ids in tokenize(sequences)]
+    windows = [Window((0, number), ids[1:]) for number, ids in enumerate(tokens)]
+    row = fill_rows([windows], 1, sum(map(len, windows)), len(windows), with_runs=True)
+    return encoder.trace(row)[0]

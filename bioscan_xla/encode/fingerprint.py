@@ -21,8 +21,8 @@ VECTORS_VERSION = "1"
 TOKENIZER = "6-mer-4105"
 """Names the built-in vocabulary, the only one used: a model with another is refused."""
 
-HINTS = ("model", "revision", "adapter", "version")
-"""Where the model was and which release wrote the fingerprint: for messages only."""
+HINTS = ("model", "revision", "adapter", "version", "int8_cosine")
+"""Where the model was, which release wrote the fingerprint, how close int8 came: never compared."""
 
 BEFORE = {"vectors": "1", "frames": "1", "strands": "given"}
 """Values for fingerprints that predate a key."""

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-_EXPECTED_TOKENS = 1024  # rows of activations for which the weight's block order is chosen
+EXPECTED_TOKENS = 1024
+"""Rows of activations for which the weight's block order is chosen."""
 
 
 class ReorderedLinear(nn.Module):
@@ -23,7 +24,7 @@ class ReorderedLinear(nn.Module):
         """Take over a layer's weight; `activation` is `none` or `gelu` (the exact, erf form)."""
         super().__init__()
         self.weight = torch.ops.mkldnn._reorder_linear_weight(
-            linear.weight.detach().contiguous(), _EXPECTED_TOKENS
+            linear.weight.detach().contiguous(), EXPECTED_TOKENS
         )
         self.bias = None if linear.bias is None else linear.bias.detach()
         self.activation = activation

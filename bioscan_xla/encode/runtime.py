@@ -29,7 +29,8 @@ from .peaks import TPU_NAMES, TPU_PEAK_FLOPS
 
 log = logging.getLogger(__name__)
 
-DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "int8": torch.float32}
+"""Type of weights and activations by name; with int8, of all but the linear layers."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class Device:
         why: one line that says why this device was chosen.
         process_index: which host of a TPU slice this is.
         process_count: hosts of the slice that compute together.
+        is_int8: the linear layers multiply int8.
     """
 
     kind: str
@@ -55,11 +57,12 @@ class Device:
     why: str
     process_index: int = 0
     process_count: int = 1
+    is_int8: bool = False
 
     @property
     def dtype_name(self) -> str:
-        """`bfloat16` or `float32`."""
-        return str(self.dtype).removeprefix("torch.")
+        """`bfloat16`, `float32` or `int8`."""
+        return "int8" if self.is_int8 else str(self.dtype).removeprefix("torch.")
 
 
 def open_device(
@@ -69,8 +72,9 @@ def open_device(
 
     Args:
         name: `auto` (TPU, then CUDA, then CPU), `xla`, `cuda` or `cpu`.
-        dtype: `bfloat16` or `float32`; None uses bfloat16 on XLA and CUDA, and on a CPU that
-            multiplies it natively.
+        dtype: `bfloat16`, `float32`, or `int8` (linear layers, inference, CPU only; `auto` then
+            means the CPU); None uses bfloat16 on XLA and CUDA, and on a CPU that multiplies it
+            natively.
         whole_slice: the caller runs the same steps on every host of a TPU slice; the hosts are
             joined by a gloo process group of torch.distributed.
 
@@ -79,10 +83,16 @@ def open_device(
         DeviceError: the device is not usable on this machine; the message says why.
     """
     kind, why = choose(name)
+    if dtype == "int8" and name == "auto":
+        kind, why = "cpu", "int8 is computed on CPUs only"
     if dtype is None:
         dtype = "bfloat16" if kind != "cpu" or cpu_has_bfloat16() else "float32"
     if dtype not in DTYPES:
-        raise ConfigError(f"dtype {dtype!r} is unknown; choose bfloat16 or float32")
+        raise ConfigError(f"dtype {dtype!r} is unknown; choose {', '.join(DTYPES)}")
+    if dtype == "int8" and kind != "cpu":
+        raise ConfigError(
+            f"dtype int8 is computed on CPUs only, and the device is {kind}; use bfloat16 there"
+        )
     if kind == "xla":
         device = _open_xla(DTYPES[dtype], why, whole_slice)
     elif kind == "cuda":
@@ -90,7 +100,8 @@ def open_device(
             raise DeviceError("no usable CUDA GPU here; use --device cpu or --device auto")
         device = Device(kind, torch.device("cuda"), DTYPES[dtype], None, 1, why)
     else:
-        device = Device(kind, torch.device("cpu"), DTYPES[dtype], None, 1, why)
+        is_int8 = dtype == "int8"
+        device = Device(kind, torch.device("cpu"), DTYPES[dtype], None, 1, why, is_int8=is_int8)
     log.info("computing on %s in %s: %s", _words(device), dtype, why)
     return device
 
@@ -281,10 +292,13 @@ def peak_flops(device: Device) -> float | None:
     # A separate generator: dropout must not depend on whether this was called.
     random = torch.Generator(device.torch_device).manual_seed(0)
     a = torch.randn(size, size, dtype=device.dtype, device=device.torch_device, generator=random)
+    multiply = torch._int_mm if device.is_int8 else torch.mm
+    if device.is_int8:
+        a = a.to(torch.int8)
     best = float("inf")
     for _ in range(4):
         start = time.perf_counter()
-        (a @ a)[0, 0].item()
+        multiply(a, a)[0, 0].item()
         best = min(best, time.perf_counter() - start)
     return 2 * size**3 / best
 

@@ -11,6 +11,8 @@ SAMPLE = "demo/sample.parquet"
 """Where demos write the built-in sample."""
 DEVICES = ("auto", "xla", "cuda", "cpu")
 DTYPES = (None, "bfloat16", "float32")
+"""For training; inference also knows int8."""
+INFERENCE_DTYPES = (*DTYPES, "int8")
 TRACKERS = ("none", "wandb", "tensorboard")
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..errors import ConfigError
 from ..reads.lineages import RANKS
-from .checks import DEVICES, check_choices, check_least, check_shares, set_list
+from .checks import DEVICES, INFERENCE_DTYPES, check_choices, check_least, check_shares, set_list
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class ClassifyConfig:
     """Where the model runs: auto, xla, cuda or cpu."""
 
     dtype: str | None = None
-    """bfloat16 or float32; by default bfloat16 where the device multiplies it natively."""
+    """bfloat16 (default where the device multiplies it natively), float32, or int8 (CPU only)."""
 
     def __post_init__(self):
         """Normalise and check what needs no file and no device."""
@@ -114,7 +114,7 @@ class ClassifyConfig:
                 "strand": ("both", "plus", "minus"),
                 "header_taxonomy": (None, "sintax", "silva"),
                 "device": DEVICES,
-                "dtype": (None, "bfloat16", "float32"),
+                "dtype": INFERENCE_DTYPES,
             },
         )
         check_least(self, {"num_candidates": 1, "num_trials": 0, "min_length_bp": 1})

@@ -8,7 +8,7 @@ from ..reads.lineages import HEADER_STYLES
 from .checks import (
     DEFAULT_MODEL,
     DEVICES,
-    DTYPES,
+    INFERENCE_DTYPES,
     TRACKERS,
     check_choices,
     check_least,
@@ -65,7 +65,7 @@ class EmbedConfig:
     """auto (TPU, then GPU, then CPU), xla, cuda or cpu."""
 
     dtype: str | None = None
-    """bfloat16 or float32; by default bfloat16 where the device multiplies it natively."""
+    """bfloat16 (default where the device multiplies it natively), float32, or int8 (CPU only)."""
 
     shard_parameters: bool = False
     """XLA only: divide the weights over the devices, for a model too large for one of them."""
@@ -141,7 +141,7 @@ class EmbedConfig:
                 "strands": (None, "given", "both"),
                 "pooling": ("mean", "mean_no_special", "cls", "max"),
                 "device": DEVICES,
-                "dtype": DTYPES,
+                "dtype": INFERENCE_DTYPES,
                 "vector_dtype": ("float16", "float32"),
                 "header_taxonomy": (None, *HEADER_STYLES),
                 "tracker": TRACKERS,

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from ..errors import ConfigError
 from .embedding import EmbedConfig
 from .training import FinetuneConfig
 
@@ -19,6 +20,12 @@ class PlanEmbeddingConfig(EmbedConfig):
 
     json: bool = False
     """Print JSON instead of a table."""
+
+    def __post_init__(self):
+        """Check, as for the run, and that it can run on a TPU."""
+        super().__post_init__()
+        if self.dtype == "int8":
+            raise ConfigError("dtype int8 is computed on CPUs only; plan for bfloat16 or float32")
 
 
 @dataclass(frozen=True)
