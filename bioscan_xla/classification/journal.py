@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..errors import ConfigError
+from ..reads.shares import by_source, mark
 from .record import SCHEMA
 
 FILE = "classified.parquet"
@@ -74,19 +75,15 @@ class Journal:
         whole = self.folder / FILE
         if not whole.exists():
             return
-        done = _rows_of([whole])
+        done = _done([whole])
         for part in self._files():
-            first = pq.read_table(part, columns=["source", "row"]).slice(0, 1).to_pylist()
-            if not first or first[0]["row"] in done.get(first[0]["source"], set()):
+            first = next(pq.ParquetFile(part).iter_batches(1, columns=["source", "row"]), None)
+            if first is None or _holds(done, *first.to_pylist()[0].values()):
                 part.unlink()
 
     def done(self) -> dict[str, np.ndarray]:
         """For each source, a bool by row."""
-        result = {}
-        for source, rows in _rows_of(self._all()).items():
-            result[source] = np.zeros(max(rows) + 1, bool)
-            result[source][list(rows)] = True
-        return result
+        return _done(self._all())
 
     def ids(self) -> Iterator[list[str]]:
         """All ids, some thousand at a time."""
@@ -129,15 +126,18 @@ class Journal:
         return num_rows
 
 
-def _rows_of(files: list[Path]) -> dict[str, set[int]]:
-    result: dict[str, set[int]] = {}
+def _done(files: list[Path]) -> dict[str, np.ndarray]:
+    parts: dict[str, list[np.ndarray]] = {}
     for path in files:
         for batch in pq.ParquetFile(path).iter_batches(1 << 16, columns=["source", "row"]):
-            sources = batch["source"].dictionary_encode()
-            codes, numbers = sources.indices.to_numpy(), batch["row"].to_numpy()
-            for code, source in enumerate(sources.dictionary.to_pylist()):
-                result.setdefault(source, set()).update(numbers[codes == code].tolist())
-    return result
+            for source, rows in by_source(batch):
+                parts.setdefault(source, []).append(rows)
+    return {source: mark(rows) for source, rows in parts.items()}
+
+
+def _holds(done: Mapping[str, np.ndarray], source: str, row: int) -> bool:
+    rows = done.get(source, np.zeros(0, bool))
+    return row < len(rows) and bool(rows[row])
 
 
 def _write_whole(path: Path, write: Callable[[Path], object]) -> None:

@@ -1,7 +1,7 @@
 """Which process embeds which rows when several share an input.
 
 Input: the stored name of a source, row numbers, and which process of how many this is.
-Output: the owner of each row.
+Output: the owner of each row; which rows some batches hold.
 Invariants: the owner of a row depends only on the file's name and content, the row number and the
 number of processes, not on device, options, progress, file order or start time. The shares of all
 processes together hold each row once.
@@ -9,9 +9,11 @@ processes together hold each row once.
 
 import hashlib
 import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 
 BLOCK_ROWS = 8192
 """Rows of a source that one process embeds together. Changing it changes the owner of every row:
@@ -63,3 +65,19 @@ def split_at_blocks(first_row: int, num_rows: int) -> list[slice]:
         for start, stop in itertools.pairwise(edges)
         if stop > start
     ]
+
+
+def by_source(batch: pa.RecordBatch) -> Iterator[tuple[str, np.ndarray]]:
+    """Each source of some rows and its row numbers."""
+    sources = batch["source"].dictionary_encode()
+    numbers, which = batch["row"].to_numpy(), sources.indices.to_numpy()
+    for code, source in enumerate(sources.dictionary.to_pylist()):
+        yield source, numbers[which == code]
+
+
+def mark(parts: Sequence[np.ndarray]) -> np.ndarray:
+    """A bool by row: True where one of the parts has its number."""
+    result = np.zeros(max((int(part.max()) + 1 for part in parts if len(part)), default=0), bool)
+    for part in parts:
+        result[part] = True
+    return result

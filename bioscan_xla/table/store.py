@@ -23,7 +23,7 @@ from ..reads.cleaning import Code
 from ..reads.inputs import has_mark, source_key, without_mark
 from ..reads.lineages import RANKS
 from ..reads.records import Rejection
-from ..reads.shares import ALL, Share
+from ..reads.shares import ALL, Share, by_source, mark
 from .claim import Claim
 from .neighbours import FINGERPRINT_KEY, connect, open_or_create
 from .rejections import Rejections
@@ -153,20 +153,14 @@ class Store:
             *((b, True) for b in rejected.filter(same_id).to_batches()),
             *((b, False) for b in rejected.filter(pc.invert(same_id)).to_batches()),
         ):
-            for source, numbers in _by_source(batch):
+            for source, numbers in by_source(batch):
                 known.add(source)
                 path = ours.get(source_key(source))
                 if path is not None:
                     rows.setdefault(path, []).append(numbers)
                     num_usable += is_usable * len(numbers)
         self._warn_of_changes(known)
-        result = {}
-        for path, parts in rows.items():
-            bitmap = np.zeros(max(int(part.max()) for part in parts if len(part)) + 1, bool)
-            for part in parts:
-                bitmap[part] = True
-            result[path] = bitmap
-        return Done(result, num_usable)
+        return Done({path: mark(parts) for path, parts in rows.items()}, num_usable)
 
     def _warn_of_changes(self, known: Collection[str]) -> None:
         current = set(map(source_key, self.names.values()))
@@ -203,7 +197,7 @@ class Store:
         return sum(
             int(self.share.owns(source_key(source), rows).sum())
             for batch in self._scan(["source", "row"])
-            for source, rows in _by_source(batch)
+            for source, rows in by_source(batch)
         )
 
     def _scan(self, columns: list[str], batch_rows: int = 1 << 16) -> pa.RecordBatchReader:
@@ -309,14 +303,6 @@ class Store:
         except (OSError, RuntimeError, ValueError) as error:
             # The rows are safe; another process may be compacting at the same moment.
             log.warning("the table is complete but not compacted or indexed: %s", error)
-
-
-def _by_source(batch: pa.RecordBatch) -> Iterator[tuple[str, np.ndarray]]:
-    """Each source of some rows and its row numbers."""
-    sources = batch["source"].dictionary_encode()
-    numbers, which = batch["row"].to_numpy(), sources.indices.to_numpy()
-    for code, source in enumerate(sources.dictionary.to_pylist()):
-        yield source, numbers[which == code]
 
 
 def _process_count(table: Any) -> int | None:

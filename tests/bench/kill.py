@@ -1,8 +1,8 @@
 """Kill -9 at random moments, resume, and count what is lost and what is there twice.
 
-`python -m tests.bench.kill --kills 100` divides the kills among one process, two processes that
-share the input, and the driver of a Ray run (a fifth of them, for its workers start slowly); it
-prints a line for each, and ends with status 1 if a record is lost, doubled, or rejected without a
+`python -m tests.bench.kill --kills 100` divides the kills among embedding in one process, in two
+processes that share the input, and in the driver of a Ray run (a fifth of them, for its workers
+start slowly), and classification (a fifth); it prints a line for each, and ends with status 1 if a record is lost, doubled, or rejected without a
 reason. Times are not measured.
 """
 
@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 from bioscan_xla.sample import write_model, write_sample
 from bioscan_xla.table.neighbours import open_table
 
-PROCESSES = {"one process": 1, "two processes": 2, "ray": 1}
+PROCESSES = {"one process": 1, "two processes": 2, "ray": 1, "classify": 1}
 _MOST_COMMITS = 8  # between a start and its kill
 _END_SECONDS = 600  # within which a run opens its table, and one that is not killed ends
 
@@ -41,6 +41,7 @@ _FORKS.set_forkserver_preload(
         "transformers.models.esm.modeling_esm",
         "bioscan_xla.embedding.run",
         "bioscan_xla.embedding.pipeline",
+        "bioscan_xla.classification.run",
     ]
 )
 warnings.filterwarnings("ignore", "lancedb fork support")
@@ -53,15 +54,15 @@ class Count:
     Attributes:
         kills: processes that were running and were killed with -9.
         rounds: times that all processes were started.
-        versions: commits of the table.
+        commits: of the table, or parts of the classification.
         lost: ids that are neither in the table nor rejected.
         doubled: ids that are in the table twice, or rejected twice, or both.
-        rows: of the table.
+        rows: of the table, or named.
     """
 
     kills: int
     rounds: int
-    versions: int
+    commits: int
     lost: int
     doubled: int
     rows: int
@@ -95,24 +96,39 @@ def kill_and_resume(
                 raise RuntimeError(f"{kind}, round {rounds}: ended with {process.exitcode}")
         if all(process.exitcode == 0 for process in running):
             break
-    table = open_table(str(db))
-    there = Counter(table.to_arrow()["sequence_id"].to_pylist())
+    there, commits = _results(db, kind)
+    num_rows = len(there)
     for path in db.glob("rejected*.parquet"):
-        there.update(pq.read_table(path)["sequence_id"].to_pylist())
-    wanted = pq.read_table(source)["sequence_id"].to_pylist()
+        there += pq.read_table(path)["sequence_id"].to_pylist()
+    wanted = set(pq.read_table(source)["sequence_id"].to_pylist())
+    times = Counter(there)
     return Count(
         kills,
         rounds,
-        table.version,
-        len(set(wanted) - set(there)),
-        sum(number > 1 for number in there.values()) + len(set(there) - set(wanted)),
-        table.count_rows(),
+        commits,
+        len(wanted - set(times)),
+        sum(number > 1 for number in times.values()) + len(set(times) - wanted),
+        num_rows,
     )
+
+
+def _results(db: Path, kind: str) -> tuple[list[str], int]:
+    """Ids of the results, and how many commits made them."""
+    if kind == "classify":
+        ids = pq.read_table(db / "classified.parquet", columns=["sequence_id"])["sequence_id"]
+        return ids.to_pylist(), sum(1 for _ in (db / "commits").open())
+    table = open_table(str(db))
+    return table.to_arrow()["sequence_id"].to_pylist(), table.version
 
 
 def _start(source: Path, db: Path, model: str, kind: str, index: int) -> tuple[Any, Connection]:
     """A run, and where it says that its table is open, and each commit."""
     ours, theirs = _FORKS.Pipe(duplex=False)
+    if kind == "classify":
+        process = _FORKS.Process(target=_classify, args=(theirs, str(source), str(db)))
+        process.start()
+        theirs.close()
+        return process, ours
     options = {
         "parquet_input_path": str(source),
         "lancedb_output_path": str(db),
@@ -140,6 +156,31 @@ def _embed(tell: Connection, ray_address: str | None, options: dict[str, Any]) -
     for name in ("done", "append", "append_fragments"):
         setattr(Store, name, _told(getattr(Store, name), tell))
     run_embedding_pipeline(device="cpu", dtype="float32", commit_rows=8, **options)
+
+
+def _classify(tell: Connection, source: str, output: str) -> None:
+    """The classification command with small parts; its reference is the first 100 records."""
+    from bioscan_xla.classification import run
+    from bioscan_xla.classification.journal import Journal
+
+    logging.disable()
+    run._CHUNK_ROWS = 8
+    reference = Path(output).with_name("reference.parquet")
+    if not reference.exists():
+        pq.write_table(pq.read_table(source).slice(0, 100), reference)
+
+    def append(journal: Journal, rows: Any) -> None:
+        whole(journal, rows)
+        with open(journal.folder / "commits", "a") as file:
+            file.write("x\n")
+        tell.send(None)
+
+    whole = Journal.append
+    Journal.append = append  # type: ignore[method-assign]
+    Journal.done = _told(Journal.done, tell)  # type: ignore[method-assign]
+    from bioscan_xla import run_classification_pipeline
+
+    run_classification_pipeline(source, str(reference), output, num_trials=0)
 
 
 def _told(method: Callable[..., Any], tell: Connection) -> Callable[..., Any]:
@@ -171,12 +212,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--rows", type=int, default=6000)  # few enough end before the last kill
+    parser.add_argument("--only", choices=PROCESSES, default="", help="one of the four")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     is_good = True
     fifth = arguments.kills // 5
-    shares = (2 * fifth, arguments.kills - 3 * fifth, fifth)
+    shares = (fifth, arguments.kills - 3 * fifth, fifth, fifth)
     for number, (kind, share) in enumerate(zip(PROCESSES, shares, strict=True)):
+        if arguments.only not in ("", kind):
+            continue
         if kind == "ray":
             import ray
 
@@ -195,7 +239,7 @@ def main() -> int:
                 folder, str(folder / "model"), kind, share, arguments.seed + number, arguments.rows
             )
         print(
-            f"{kind}: {count.kills} kills in {count.rounds} rounds, {count.versions} commits, "
+            f"{kind}: {count.kills} kills in {count.rounds} rounds, {count.commits} commits, "
             f"{count.rows} rows, {count.lost} lost, {count.doubled} doubled",
             flush=True,
         )
