@@ -1,11 +1,12 @@
 """Search a table with sequences: `python -m bioscan_xla.search --db DB ACGT...`.
 
 Input: sequences on the command line or a FASTA/FASTQ file. Output: the nearest rows, as a readable
-table (`table`), CSV or JSON.
+table (`table`), CSV or JSON; exit status 1 if a query could not be used.
 """
 
 import csv
 import json
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -13,9 +14,12 @@ from collections.abc import Sequence
 from .cli import run_command
 from .errors import InputError
 from .options import SearchConfig
+from .reads.cleaning import clean_sequences
 from .reads.fasta import read_sequences
 from .reads.inputs import format_of
 from .reads.lineages import RANKS
+
+log = logging.getLogger(__name__)
 
 _SHOWN = ("query", "distance", "sequence_id", "phylum", "order", "family", "species", "depth")
 
@@ -68,27 +72,42 @@ def search_sequences(
     return [{"query": name, **row} for name, rows in zip(names, found, strict=True) for row in rows]
 
 
-def read_queries(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Names and sequences from arguments that are sequences or FASTA/FASTQ files."""
+def read_queries(words: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
+    """Queries from arguments that are sequences or FASTA/FASTQ files.
+
+    Returns:
+        Names; their sequences, cleaned; and for each query that cannot be used a line that says
+        which and why.
+
+    Raises:
+        InputError: no query can be used.
+    """
     names: list[str] = []
-    sequences: list[str] = []
+    texts: list[str] = []
+    broken: list[str] = []
     for word in words:
         if os.path.exists(word):
             if format_of(word) == "parquet":
                 raise InputError(f"{word}: queries must be FASTA or FASTQ")
             for record in read_sequences(word):
+                name = next(iter(record.header.split(maxsplit=1)), "")
                 if record.problem:
-                    raise InputError(f"{word}: record {record.header!r} has {record.problem}")
-                names.append(next(iter(record.header.split(maxsplit=1)), ""))
-                sequences.append(record.text)
+                    broken.append(f"{name or word}: {record.problem}")
+                    continue
+                names.append(name)
+                texts.append(record.text)
         elif any(letter in word for letter in "./\\"):
             raise InputError(f"{word}: no such file")
         else:
-            names.append(f"query_{len(names) + 1}")
-            sequences.append(word)
-    if not sequences:
-        raise InputError("no query: pass a sequence or a FASTA file")
-    return names, sequences
+            names.append(f"query_{len(names) + len(broken) + 1}")
+            texts.append(word)
+    sequences, complaints, _ = clean_sequences(texts)
+    broken += [f"{names[at]}: {complaint.reason}" for at, complaint in complaints.items()]
+    good = [at for at in range(len(names)) if at not in complaints]
+    if not good:
+        told = f" can be used ({broken[0]})" if broken else ": pass a sequence or a FASTA file"
+        raise InputError(f"no query{told}")
+    return [names[at] for at in good], [sequences[at] for at in good], broken
 
 
 def _write(rows: list[dict], style: str) -> None:
@@ -128,7 +147,9 @@ def _text(value: object) -> str:
 
 
 def _work(config: SearchConfig) -> int:
-    names, sequences = read_queries(config.query)
+    names, sequences, broken = read_queries(config.query)
+    for line in broken:
+        log.warning("query left out: %s", line)
     rows = search_sequences(
         config.db,
         sequences,
@@ -145,7 +166,10 @@ def _work(config: SearchConfig) -> int:
         sys.stdout.flush()
     except BrokenPipeError:  # the other end of a pipe, such as `head`, has closed
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0
+    if broken:
+        count = len(broken) + len(names)
+        print(f"error: {len(broken)} of {count} queries could not be used", file=sys.stderr)
+    return 1 if broken else 0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -6,9 +6,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from bioscan_xla import run_embedding_pipeline
+from bioscan_xla import run_classification_pipeline, run_embedding_pipeline
+from bioscan_xla.classification.counts import read_counts
+from bioscan_xla.classification.journal import read_rows
 from bioscan_xla.errors import InputError
 from bioscan_xla.reads.lineages import RANKS
+from bioscan_xla.sample import write_cruise, write_sample
 from bioscan_xla.table.neighbours import open_table
 from launch import dashboard
 
@@ -105,3 +108,54 @@ def test_the_page(db, records, monkeypatch):
     page.sidebar.text_input[0].set_value("nowhere.db").run()
     assert not page.exception
     assert "nowhere.db" in page.error[0].value
+
+
+@pytest.fixture(scope="module")
+def named(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cruise")
+    write_cruise(folder, 30)
+    write_sample(folder / "reference.parquet", 200)
+    run_classification_pipeline(
+        str(folder / "asv.fasta"),
+        str(folder / "reference.parquet"),
+        str(folder / "named"),
+        table=str(folder / "counts.tsv"),
+        samples=[str(folder / "samples.tsv")],
+        num_trials=200,
+    )
+    return str(folder / "named"), read_counts(str(folder / "counts.tsv"))
+
+
+def test_names_by_rank_novelty_depth_and_sample(named):
+    folder, counts = named
+    rows = {row["sequence_id"]: row for row in read_rows(folder)}
+    everything = dashboard.count_names(folder, "genus")
+    assert everything == Counter(row["genus"] or "unknown" for row in rows.values())
+    high = dashboard.named_where(folder, (0.5, 1.0))
+    novel = {row["sequence_id"] for row in dashboard.rows_named(folder, high)}
+    assert novel == {name for name, row in rows.items() if row["novelty"] >= 0.5} != set()
+
+    deep = dashboard.samples_at(folder, 1000)
+    assert 0 < len(deep) < len(dashboard.samples_at(folder)) == len(counts.samples)
+    for samples in (deep, deep[:1]):
+        columns = [counts.samples.index(name) for name in samples]
+        there = np.asarray(counts.matrix[:, columns].sum(1)).ravel() > 0
+        wanted = {name for name, is_there in zip(counts.ids, there, strict=True) if is_there}
+        found = dashboard.rows_named(folder, dashboard.named_where(folder, samples=samples))
+        assert {row["sequence_id"] for row in found} == wanted & set(rows) != set()
+    assert len(dashboard.rows_named(folder, limit=2)) == 2
+    with pytest.raises(InputError, match="not a rank"):
+        dashboard.count_names(folder, "depth")
+
+
+def test_the_page_of_names(named, monkeypatch):
+    testing = pytest.importorskip("streamlit.testing.v1", reason="streamlit is not installed")
+    folder, counts = named
+    monkeypatch.setattr("sys.argv", ["dashboard.py", folder])
+    page = testing.AppTest.from_file(str(ROOT / "launch/dashboard.py"), default_timeout=60).run()
+    assert not page.exception
+    assert page.metric[0].value == str(sum(1 for _ in read_rows(folder)))
+    page.sidebar.multiselect[0].select(counts.samples[0]).run()
+    assert not page.exception
+    there = np.flatnonzero(counts.matrix[:, 0].toarray().ravel())
+    assert page.metric[0].value == str(len(there))

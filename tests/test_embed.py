@@ -211,6 +211,20 @@ def test_search_by_text_and_by_command(sample, tmp_path, options, capsys):
     assert "not a nucleotide" in capsys.readouterr().err
 
 
+def test_search_leaves_out_a_query_that_cannot_be_used(sample, tmp_path, options, capsys, caplog):
+    db, queries = str(tmp_path / "db"), tmp_path / "queries.fasta"
+    run_embedding_pipeline(sample, db, **options)
+    record = pq.read_table(sample).slice(7, 1).to_pylist()[0]
+    queries.write_text(f">protein\nMKLV\n>good\n{record['dna_sequence']}\n>none\n\n")
+    assert search_main(["--db", db, str(queries), "-k", "1", "--format", "csv"]) == 1
+    out, err = capsys.readouterr()
+    assert f"good,0.0,{record['sequence_id']}" in out
+    assert "2 of 3 queries could not be used" in err
+    told = [text for text in caplog.messages if "left out" in text]
+    assert any("protein" in text and "not a nucleotide" in text for text in told)
+    assert any("none: empty sequence" in text for text in told)
+
+
 def test_unknown_option_names_the_nearest(sample, tmp_path):
     with pytest.raises(ConfigError, match="did you mean 'commit_rows'"):
         run_embedding_pipeline(sample, str(tmp_path / "db"), commit_row=5)

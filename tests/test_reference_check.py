@@ -33,6 +33,7 @@ def reference(tmp_path):
     rows.append(("wrong", change(rows[0][1], 0.01, rng), list(b_names)))
     rows.append(("twin", rows[5][1], [*a_names[:6], "GenA xus"]))
     rows.append(("torn", change(rows[30][1], 0.01, rng), ["K", "P", "D", *rows[30][2][3:]]))
+    rows.append(("sole", change(rows[0][1], 0.01, rng), [*a_names[:5], "GenNew", "GenNew aus"]))
     table = {
         "sequence_id": [row[0] for row in rows],
         "dna_sequence": [row[1] for row in rows],
@@ -52,7 +53,7 @@ def test_what_was_put_in_is_found(reference, tmp_path, capsys):
     (wrong,) = [row for row in mislabels if row["ids"] == "wrong"]
     assert wrong["rank"] == "order"
     assert wrong["labels"] == "OrderB | OrderA"
-    assert "%" in wrong["evidence"]
+    assert "% (K;P;C;OrderA;FamA;GenA" in wrong["evidence"]
     shared, *_ = [row for row in found if "twin" in row["ids"]]
     assert shared["kind"] == "shared_barcode"
     assert {"r5", "twin"} <= set(shared["ids"].split())

@@ -22,6 +22,7 @@ _FEWEST_NEIGHBOURS = 2
 _NEAR_IDENTITY = 0.95
 _NEAR_OVERLAP = 0.7
 _RANKS_JUDGED = range(RANKS.index("phylum"), RANKS.index("species"))
+_SOLE_RANKS = (RANKS.index("family"), RANKS.index("genus"))
 
 
 @dataclass(frozen=True)
@@ -81,12 +82,23 @@ def find_shared_barcodes(reference: Reference) -> Iterator[Problem]:
 
 
 def find_mislabels(reference: Reference) -> Iterator[Problem]:
-    """References whose name disagrees with all near neighbours, which agree with each other."""
+    """References whose name disagrees with all near neighbours, which agree with each other.
+
+    The only sequence of a genus or family is not suspected for that rank: its nearest neighbours
+    are of another one of necessity.
+    """
     index = KmerIndex(reference.sequences)
     lineages = [reference.tree.lineage(leaf) for leaf in reference.leaves]
-    found = in_threads(
-        lambda row: _suspect(reference, index, lineages, row), range(len(reference.ids))
-    )
+    sizes = Counter((rank, lineage[: rank + 1]) for lineage in lineages for rank in _SOLE_RANKS)
+
+    def suspect(row: int) -> Problem | None:
+        problem = _suspect(reference, index, lineages, row)
+        if problem is None:
+            return None
+        rank = RANKS.index(problem.rank)
+        return None if sizes[rank, lineages[row][: rank + 1]] == 1 else problem
+
+    found = in_threads(suspect, range(len(reference.ids)))
     yield from (problem for problem in found if problem is not None)
 
 
@@ -107,7 +119,9 @@ def _suspect(reference: Reference, index: KmerIndex, lineages: list, row: int) -
         return None
     others = Counter(lineages[near[hit.number]][rank] for hit in kept)
     seen = ", ".join(
-        f"{reference.ids[near[hit.number]]} {100 * hit.identity:.1f} %" for hit in kept
+        f"{reference.ids[near[hit.number]]} {100 * hit.identity:.1f} % "
+        f"({lineage_text(lineages[near[hit.number]])})"
+        for hit in kept
     )
     (label, _), *_ = others.most_common()
     return Problem(

@@ -53,9 +53,11 @@ def read_config(model: str, revision: str | None = None) -> EsmConfig:
     """
     model = locate(model)
     folder = Path(model)
-    is_id = not folder.is_absolute() and len(folder.parts) < 3 and not folder.parent.is_dir()
-    if not folder.is_dir() and not (is_id or len(folder.parts) == 1):
-        raise ModelError(f"{model}: no such folder; check the path")
+    is_id = model.count("/") == 1 and model[0] not in "./~" and not folder.parent.is_dir()
+    if not folder.is_dir():
+        if not is_id:
+            raise ModelError(f"{model}: no such folder; check the path (a hub id is OWNER/NAME)")
+        log.info("%s is not a folder on this machine: asking the Hugging Face hub", model)
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise ModelError(f"{model}: has no config.json; name the folder that holds the model")
     path = find_file(model, "config.json", revision)

@@ -1,9 +1,9 @@
 """Kill -9 at random moments, resume, and count what is lost and what is there twice.
 
-`python -m tests.bench.kill --kills 100` divides the kills among embedding in one process, in two
-processes that share the input, and in the driver of a Ray run (a fifth of them, for its workers
-start slowly), and classification (a fifth); it prints a line for each, and ends with status 1 if a record is lost, doubled, or rejected without a
-reason. Times are not measured.
+`python -m tests.bench.kill --kills 100` divides the kills: embedding in one process, in two that
+share the input, in the driver of a Ray run (a fifth of the kills, for its workers start slowly),
+and classification (a fifth). It prints a line for each, and ends with status 1 if a record is lost,
+doubled, or rejected without a reason. Times are not measured.
 """
 
 import argparse

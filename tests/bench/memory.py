@@ -1,8 +1,8 @@
 """Memory does not grow with the input: peak over 10 thousand rows and over 1 million.
 
-`python tests/bench/memory.py` embeds with an encoder that costs nothing; `python
-tests/bench/memory.py classify` names 200 bp reads of 200 references by shared 8-mers. Each size runs
-in a process of its own; the script prints both peaks and their ratio.
+`python tests/bench/memory.py` embeds with an encoder that costs nothing, `... memory.py classify`
+names 200 bp reads of 200 references by shared 8-mers. Each size runs in a process of its own; the
+script prints both peaks and their ratio.
 """
 
 import argparse
