@@ -34,6 +34,7 @@ class Trials:
         novel: (trials, ranks) True where the true taxon was not among the references.
         known: (trials, ranks) True where the true taxon is known at this rank.
         length_bp: (trials,).
+        whole_genus: (trials,) True where the whole genus was left out.
     """
 
     features: np.ndarray
@@ -42,15 +43,31 @@ class Trials:
     novel: np.ndarray
     known: np.ndarray
     length_bp: np.ndarray
+    whole_genus: np.ndarray
 
     def weights(self, novel_share: float) -> np.ndarray:
-        """Weight of each trial, so that those of unknown genera have `novel_share` of all."""
-        novel = self.novel[:, GENUS]
+        """Weight of each trial, so that those of unknown genera have `novel_share` of all.
+
+        Some sequences left out alone are of unknown genera already, those that are the only one
+        of theirs. Where more are expected, sequences left out with their genus are mixed in; where
+        fewer, those of unknown genera count less.
+        """
+        novel, whole = self.novel[:, GENUS], self.whole_genus
         weights = np.ones(len(novel))
-        if novel.any() and not novel.all():
-            weights[novel] = novel_share / novel.sum() * len(novel)
-            weights[~novel] = (1 - novel_share) / (~novel).sum() * len(novel)
-        return weights
+        singles, lonely = (~whole).sum(), (novel & ~whole).sum()
+        if not novel.any() or lonely == singles:
+            return weights
+        by_chance = lonely / singles
+        if novel_share > by_chance and whole.any():
+            mixed = (novel_share - by_chance) / (1 - by_chance)
+            weights[whole] = mixed / whole.sum()
+            weights[~whole] = (1 - mixed) / singles
+        else:
+            weights[whole] = 0.0
+            if lonely:
+                weights[novel & ~whole] = min(novel_share / by_chance, 1.0)
+                weights[~novel & ~whole] = (1 - min(novel_share, by_chance)) / (1 - by_chance)
+        return weights / weights.sum() * len(weights)
 
 
 @dataclass(frozen=True)

@@ -105,6 +105,9 @@ def collect_hits(
     )
 
 
+NO_HITS = Hits(np.zeros(0, np.int64), np.zeros(0), np.zeros(0), (), 0)
+
+
 def vote_weights(hits: Hits) -> np.ndarray:
     """Weight of each hit at each rank, (ranks, hits); each rank sums to 1."""
     scores = VOTE_WEIGHTS @ hits.features().T
@@ -117,16 +120,19 @@ class Decision:
     """One lineage and what it rests on.
 
     Attributes:
-        path: (ranks,) nodes of the tree.
-        leaf: the path's number in the tree.
+        path: (ranks,) nodes of the tree; -1 where a rank that was decided by itself has no name.
+        leaf: the path's number in the tree; -1 where each rank was decided by itself and the
+            ranks contradict each other.
         agreement: (ranks,) share of the votes for each node.
         equal: leaves of all paths that are as good.
+        head: (ranks,) probability that the heads give each node, if there are heads.
     """
 
     path: np.ndarray
     leaf: int
     agreement: np.ndarray
     equal: tuple[int, ...]
+    head: np.ndarray | None = None
 
 
 def decide(
@@ -184,7 +190,6 @@ def rank_features(
     leaves: np.ndarray,
     decision: Decision,
     length_bp: int,
-    head: np.ndarray | None = None,
 ) -> np.ndarray:
     """What the confidence at each rank is computed from, (ranks, features) of `RANK_FEATURES`.
 
@@ -195,9 +200,8 @@ def rank_features(
         leaves: (hits,) leaf of each.
         decision: the path that was taken.
         length_bp: of the query.
-        head: (ranks,) probability that the heads give the path's nodes, if there are heads.
     """
-    identity, coverage = hits.identity, hits.coverage
+    identity, coverage, head = hits.identity, hits.coverage, decision.head
     result = np.zeros((len(RANKS), len(RANK_FEATURES)))
     lowest = identity.min() if len(identity) else 0.0
     for rank in range(len(RANKS)):

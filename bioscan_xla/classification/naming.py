@@ -13,6 +13,7 @@ from typing import TypeVar
 import numpy as np
 
 from .evidence import (
+    NO_HITS,
     Decision,
     Hits,
     collect_hits,
@@ -69,7 +70,7 @@ class Namer:
             num_candidates: taken by words, and as many by vectors.
             candidates: `kmer`, `vector` or `both`; without vectors only words are used.
             min_coverage: share of the shorter sequence that an alignment must cover.
-            method: `neighbours`, `heads` or `both`: what decides.
+            method: what decides: `neighbours`, `heads` or `both`, or `argmax`, each head by itself.
             heads: of the model that made the vectors.
         """
         self.method, self.heads = method, heads
@@ -79,10 +80,13 @@ class Namer:
         self.use_words = candidates != "vector" or reference.vectors is None
         self.use_vectors = candidates != "kmer" and reference.vectors is not None
         self.nameless = [reference.tree.nameless(rank) for rank in range(7)]
-        self._decoder = None
+        self.decoder = None
         if method != "neighbours":
             assert reference.class_leaves is not None
-            self._decoder = HeadDecoder(reference.tree, self.nameless, reference.class_leaves)
+            assert heads is not None
+            self.decoder = HeadDecoder(
+                reference.tree, self.nameless, reference.class_leaves, heads.labels.num_classes
+            )
 
     def orient(self, sequence: str, strand: str) -> tuple[str, str]:
         """The sequence on the strand that shares more words with its best reference, and which.
@@ -141,15 +145,38 @@ class Namer:
         hits = collect_hits(sequence, *found, self.reference.sequences, self.min_coverage)
         leaves = self.reference.leaves[hits.numbers]
         tree = self.reference.tree
-        if self._decoder is not None and shares is not None:
-            votes = vote_weights(hits) if self.method == "both" and len(leaves) else None
-            decision = self._decoder.decide(shares, leaves, votes)
+        if self.decoder is not None and shares is not None:
+            if self.method != "both":
+                return self._by_heads(sequence, strand, hits, shares)
+            votes = vote_weights(hits) if len(leaves) else None
+            decision = self.decoder.decide(shares, leaves, votes)
         elif len(leaves):
             decision = decide(tree, self.nameless, leaves, vote_weights(hits))
         else:
             return Named(sequence, strand, hits, None, None)
         features = rank_features(tree, self.nameless, hits, leaves, decision, len(sequence))
         return Named(sequence, strand, hits, decision, features)
+
+    def _by_heads(
+        self, sequence: str, strand: str, hits: Hits, shares: Sequence[np.ndarray]
+    ) -> Named:
+        """Name by the heads alone; the references are only shown beside the name."""
+        decision, features = self.decide_by_heads(shares, len(sequence))
+        return Named(sequence, strand, hits, decision, features)
+
+    def decide_by_heads(
+        self, shares: Sequence[np.ndarray], length_bp: int
+    ) -> tuple[Decision, np.ndarray]:
+        """What the heads alone decide, and what its confidence is computed from."""
+        assert self.decoder is not None
+        none = np.zeros(0, np.int64)
+        if self.method == "argmax":
+            decision = self.decoder.decide_apart(shares)
+        else:
+            decision = self.decoder.decide(shares, none, None)
+        tree = self.reference.tree
+        features = rank_features(tree, self.nameless, NO_HITS, none, decision, length_bp)
+        return decision, features
 
     def name_all(
         self,

@@ -65,10 +65,8 @@ def open_namer(
 
 
 def calibrate_namer(config: ClassifyConfig, namer: Namer) -> tuple[Calibration, dict[str, float]]:
-    """Confidence by left-out references, and the least that keeps a name at each rank."""
-    trials = None
-    if config.method != "heads":  # left-out references tell nothing of heads that learnt them
-        trials = kept_trials(namer, config.num_trials, cache_folder(config))
+    """Confidence by left-out sequences, and the least that keeps a name at each rank."""
+    trials = kept_trials(namer, config.num_trials, cache_folder(config))
     calibration = calibrate(
         trials,
         novel_share=config.novel_share,
@@ -77,7 +75,7 @@ def calibrate_namer(config: ClassifyConfig, namer: Namer) -> tuple[Calibration, 
     )
     if trials is not None and calibration.num_trials < _ENOUGH_TRIALS:
         log.warning(
-            "confidence rests on %d left-out references only; below %d the precision of %g may not "
+            "confidence rests on %d left-out sequences only; below %d the precision of %g may not "
             "hold. Raise --num-trials, or take a larger reference",
             calibration.num_trials,
             _ENOUGH_TRIALS,

@@ -19,6 +19,7 @@ where the reference knows no name; confidence never rises downwards.
 | identity, query_coverage | of the most identical reference, 0 to 1; null without evidence |
 | num_candidates, num_evidence | candidates, and those whose alignment is evidence |
 | tied_rank, tied_lineages | equally good lineages, and the highest rank at which they differ |
+| contradiction | True where heads that decided apart contradict each other |
 | hits | up to 10, the most identical first: id, lineage, identity, coverage; of the first three
   also the aligned rows (`query_row`, `reference_row`, gaps as `-`) |
 | vector | of the query, float16; null without a model |
@@ -83,6 +84,7 @@ SCHEMA = pa.schema(
         ("num_evidence", pa.int32()),
         ("tied_rank", pa.string()),
         ("tied_lineages", pa.list_(pa.string())),
+        ("contradiction", pa.bool_()),
         ("hits", pa.list_(HIT)),
         ("vector", pa.list_(pa.float16())),
         ("reads", pa.int64()),
@@ -114,7 +116,7 @@ def make_records(
     for at, item in enumerate(named):
         if item.decision is not None and item.features is not None:
             features[at] = item.features
-            names = reference.tree.lineage(item.decision.leaf)
+            names = reference.tree.names_along(item.decision.path)
             has_name[at] = [name is not None for name in names]
     confidence = calibration.confidences(features, has_name)
     novelty = calibration.novelties(features) if calibration.num_trials else None
@@ -130,6 +132,7 @@ def make_records(
             "num_candidates": item.hits.num_candidates,
             "num_evidence": len(item.hits.numbers),
             "tied_lineages": [],
+            "contradiction": item.decision is not None and item.decision.leaf < 0,
             "hits": _describe_hits(item, reference),
             "vector": None if vectors is None else vectors[at].astype(np.float16),
         }
@@ -149,7 +152,7 @@ def _describe_name(
     item: Named, confidence: np.ndarray, reference: Reference, calibration: Calibration
 ) -> dict:
     assert item.decision is not None
-    names = reference.tree.lineage(item.decision.leaf)
+    names = reference.tree.names_along(item.decision.path)
     record: dict = {}
     kept = True
     for rank, name, value, threshold in zip(
@@ -170,7 +173,7 @@ def _describe_ties(item: Named, reference: Reference) -> dict:
     """Lineages that nothing tells from the one taken: equal paths, and equal alignments."""
     assert item.decision is not None
     tree = reference.tree
-    own = tree.lineage(item.decision.leaf)
+    own = tree.names_along(item.decision.path)
     leaves = set(item.decision.equal)
     for number, hit in zip(item.hits.numbers, item.hits.aligned, strict=True):
         first = item.hits.aligned[0]

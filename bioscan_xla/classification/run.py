@@ -115,11 +115,9 @@ def classify(
 
 def method_text(config: ClassifyConfig, encoder: "Encoder | None") -> str:
     """How names are given, in a line."""
-    if config.method == "heads":
-        return (
-            f"bioscan_xla {__version__}: heads of a fine-tuned model, best path in the tree of "
-            "lineages, confidence not calibrated"
-        )
+    if config.method in ("heads", "argmax"):
+        how = "best path in the tree of lineages" if config.method == "heads" else "each by itself"
+        return f"bioscan_xla {__version__}: heads of a fine-tuned model, {how}"
     ways = "shared 8-mers" if encoder is None else "vectors and shared 8-mers"
     if encoder is not None and config.candidates != "both":
         ways = "vectors" if config.candidates == "vector" else "shared 8-mers"

@@ -32,6 +32,11 @@ class LineageTree:
         """The seven names of a leaf."""
         return tuple(names[node] for names, node in zip(self.names, self.paths[leaf], strict=True))
 
+    def names_along(self, path: np.ndarray) -> Lineage:
+        """The names of seven nodes, which need not be a path; None for -1."""
+        pairs = zip(self.names, path, strict=True)
+        return tuple(names[node] if node != UNKNOWN else None for names, node in pairs)
+
     def nameless(self, rank: int) -> np.ndarray:
         """(nodes,) True where a node of this rank has no name."""
         return np.array([name is None for name in self.names[rank]], bool)

@@ -30,8 +30,8 @@ class ClassifyConfig:
     the one that made the reference table. Without either, only shared 8-mers find candidates."""
 
     method: str = "neighbours"
-    """neighbours (aligned references decide), heads (those of a fine-tuned model alone; confidence
-    is then not calibrated), or both."""
+    """neighbours (aligned references decide), heads (those of a fine-tuned model alone), both, or
+    argmax (the best class of each head by itself, whose names may contradict each other)."""
 
     reference_table: str = "embeddings"
     """Table of the reference database."""
@@ -109,7 +109,7 @@ class ClassifyConfig:
         check_choices(
             self,
             {
-                "method": ("neighbours", "heads", "both"),
+                "method": ("neighbours", "heads", "both", "argmax"),
                 "candidates": ("vector", "kmer", "both"),
                 "strand": ("both", "plus", "minus"),
                 "header_taxonomy": (None, "sintax", "silva"),
@@ -130,7 +130,7 @@ class ClassifyConfig:
                 f"method {self.method} needs the heads of a fine-tuned model; pass the output "
                 "folder of fine-tuning as --model, or take --method neighbours"
             )
-        if not self.reference and self.method != "heads":
+        if not self.reference and self.method not in ("heads", "argmax"):
             raise ConfigError(
                 "no reference given; pass --reference with a database made by embed or a "
                 "labelled FASTA or Parquet file"

@@ -27,7 +27,9 @@ from ..reads.tokens import save_tokenizer
 from .card import write_card
 from .checkpoint import trainable_state
 from .classifier import TaxonomyClassifier
+from .data import Examples
 from .evaluation import Evaluated
+from .heldout import write_heldout
 from .pictures import draw_confusion, draw_curves, draw_vectors, write_confusions
 
 log = logging.getLogger(__name__)
@@ -86,6 +88,7 @@ def write_model_folder(
     facts: Mapping[str, Any],
     history: Sequence[Mapping[str, Any]],
     evaluated: Evaluated,
+    held: Examples,
     truth: np.ndarray,
 ) -> None:
     """Write everything; `adapter/` is plain PEFT, the rest is safetensors, JSON, YAML and PNG."""
@@ -124,6 +127,9 @@ def write_model_folder(
         predicted = evaluated.predictions.classes
         write_confusions(folder / "confusions.csv", predicted, truth, space)
         draw_confusion(folder / "confusion.png", predicted, truth, space)
+        rows = evaluated.vector_rows
+        part = held.select(rows)
+        write_heldout(folder, evaluated.vectors, part.sequences, part.lineages, truth[rows])
     if len(evaluated.vectors) > 1:  # one point has no plane
         phylum = truth[evaluated.vector_rows, 1]
         draw_vectors(folder / "vectors.png", evaluated.vectors, phylum, space.names(1))

@@ -128,6 +128,7 @@ def _finish(run: Run, started: datetime) -> dict[str, Any]:
             facts,
             run.history.lines(),
             found,
+            data.eval,
             data.eval_labels,
         )
     figures = {f"final/{key}": value for key, value in result["evaluation"].items()}
