@@ -29,8 +29,9 @@ def run_classification_pipeline(
 
     Returns:
         What `run.json` holds: `classified` (records), `read`, `rejected` (by reason), `named` (by
-        rank), `novel`, `tied`, `reversed`, `thresholds`, `novelty_trust`, `reference`, `model`,
-        `method`, `controls` and `darwin_core` where counts were given, `seconds`, `interrupted`.
+        rank), `novel`, `tied`, `reversed`, `contradictions`, `thresholds`, `novelty_trust`,
+        `reference`, `model`, `method`, `controls` and `darwin_core` where counts were given,
+        `seconds`, `interrupted`.
 
     Raises:
         BioscanError: a subclass; the message says what happened, where, and what to do.
@@ -62,6 +63,8 @@ def summary(config: ClassifyConfig, result: dict[str, Any]) -> str:
         f"{result['novel']:,} look new; {result['tied']:,} tied with another lineage; "
         f"{result['reversed']:,} on the other strand"
     )
+    if result["contradictions"]:
+        lines.append(f"{result['contradictions']:,} have names that contradict each other")
     if result["rejected"]:
         reasons = ", ".join(f"{name} ({count:,})" for name, count in result["rejected"].items())
         lines.append(f"rejected (see rejected.parquet): {reasons}")

@@ -440,6 +440,7 @@ def tuned(data, model_folder):
     from bioscan_xla.encode.inference import embed_sequences
     from bioscan_xla.encode.runtime import open_device
     from bioscan_xla.reads.labels import learn_labels
+    from bioscan_xla.training.heldout import write_heldout
 
     from .conftest import small_run
 
@@ -476,6 +477,9 @@ def tuned(data, model_folder):
     save_file(layers, output / "heads.safetensors")
     space.save(output / "labels.json")
     assert load_heads(str(output)).labels == space
+    assert (output / "heldout.safetensors").is_file()  # of the few that fine-tuning held out
+    sequences = [row["dna_sequence"] for row in rows]
+    write_heldout(output, vectors, sequences, lineages, space.encode(lineages))
     return output
 
 
@@ -504,6 +508,30 @@ def test_heads_alone_and_with_references(data, tuned, tmp_path, method, referenc
         assert best in known
         right += best[5] == lineage[5]
     assert right >= (36 if method == "both" else 20)
+
+
+@pytest.mark.parametrize("method", ["heads", "both", "argmax"])
+def test_heads_are_calibrated_on_what_the_model_was_not_trained_on(data, tuned, tmp_path, method):
+    folder, _ = data
+    result = run_classification_pipeline(
+        str(folder / "asv.fasta"),
+        str(folder / "reference.parquet"),
+        str(tmp_path / "out"),
+        model=str(tuned),
+        method=method,
+        num_trials=200,
+        device="cpu",
+        dtype="float32",
+    )
+    assert result["calibration_trials"] == 200
+    rows = list(read_rows(tmp_path / "out"))
+    assert result["contradictions"] == sum(row["contradiction"] for row in rows)
+    if method != "argmax":
+        assert result["contradictions"] == 0
+    for row in rows:
+        confidence = [row[f"confidence_{rank}"] for rank in RANKS if row[f"best_{rank}"]]
+        assert confidence == sorted(confidence, reverse=True)
+        assert row["novelty"] is not None
 
 
 def test_a_foreign_label_space_is_refused(data, tuned, tmp_path):

@@ -217,6 +217,9 @@ def _draw_point(
 
 def _describe_novel(row: Mapping[str, Any]) -> NovelSequence:
     says = row["novelty_statement"] or "looks new"
+    if not row["hits"]:  # named by heads alone
+        evidence = "No reference could be aligned."
+        return NovelSequence(row["sequence_id"], says, float(row["novelty"] or 0), evidence, ())
     best = row["hits"][0]
     evidence = (
         f"Nearest reference: {best['reference_id']} ({best['lineage'] or 'no name'}), identity "

@@ -162,7 +162,9 @@ def write_results(
 
 def _count_names(rows: Iterator[dict]) -> dict[str, Any]:
     named: Counter = Counter()
-    tally: Counter = Counter(with_counts=0, in_controls=0, novel=0, tied=0, reversed=0)
+    tally: Counter = Counter(
+        with_counts=0, in_controls=0, novel=0, tied=0, reversed=0, contradictions=0
+    )
     for row in rows:
         named.update(rank for rank in RANKS if row[rank])
         tally["with_counts"] += row["reads"] is not None
@@ -170,6 +172,7 @@ def _count_names(rows: Iterator[dict]) -> dict[str, Any]:
         tally["novel"] += row["novelty_rank"] is not None
         tally["tied"] += row["tied_rank"] is not None
         tally["reversed"] += row["strand"] == "minus"
+        tally["contradictions"] += bool(row["contradiction"])
     return {"named": {rank: named[rank] for rank in RANKS}, **tally}
 
 

@@ -1,0 +1,138 @@
+"""Confidence against a known truth, temperatures, and heads by themselves."""
+
+import numpy as np
+import pytest
+
+from bioscan_xla.classification.calibration import GENUS, Trials, calibrate
+from bioscan_xla.classification.evidence import RANK_FEATURES
+from bioscan_xla.classification.heads import HeadDecoder, fit_temperature, softmax
+from bioscan_xla.classification.tree import build_tree
+from bioscan_xla.reads.lineages import RANKS
+from bioscan_xla.training.heldout import digest, read_heldout, write_heldout
+from bioscan_xla.training.metrics import calibration_error
+
+
+def made_up(rng, num, novel_share, whole_share=0.0):
+    """Trials whose probability of being right is known, and that probability at each rank.
+
+    A sequence of an unknown genus has a lower identity, and is never right from genus down.
+    """
+    whole = rng.random(num) < whole_share
+    novel = whole | (rng.random(num) < novel_share)
+    identity = np.where(novel, rng.normal(0.88, 0.04, num), rng.normal(0.97, 0.02, num))
+    features = np.zeros((num, len(RANKS), len(RANK_FEATURES)))
+    features[:, :, RANK_FEATURES.index("identity")] = identity[:, None]
+    correct = np.zeros((num, len(RANKS)), np.int8)
+    above = np.ones(num, bool)
+    for rank in range(len(RANKS)):
+        odds = 60 * (identity - 0.80 - 0.015 * rank) + 2
+        above = above & (rng.random(num) < 1 / (1 + np.exp(-odds)))
+        if rank >= GENUS:
+            above &= ~novel
+        correct[:, rank] = above
+    new = np.zeros((num, len(RANKS)), bool)
+    new[:, GENUS:] = novel[:, None]
+    every = np.ones((num, len(RANKS)), bool)
+    return Trials(features, every, correct, new, every, np.full(num, 500), whole)
+
+
+@pytest.mark.parametrize("novel_share", [0.02, 0.2, 0.5])
+def test_confidence_is_the_share_of_right_names_and_never_rises(novel_share):
+    rng = np.random.default_rng(1)
+    trials = made_up(rng, 6000, 0.03, whole_share=0.5)
+    queries = made_up(rng, 6000, novel_share)
+    fitted = calibrate(trials, novel_share=novel_share, precision=0.95)
+    confidence = fitted.confidences(queries.features, queries.named)
+    assert (np.diff(confidence, axis=1) <= 1e-12).all()
+    for rank in range(len(RANKS)):
+        assert calibration_error(confidence[:, rank], queries.correct[:, rank] == 1) < 0.03
+        kept = confidence[:, rank] >= fitted.thresholds[rank]
+        if kept.any():
+            assert (queries.correct[kept, rank] == 1).mean() >= 0.93
+    given = confidence[queries.novel[:, GENUS], GENUS] >= fitted.thresholds[GENUS]
+    assert given.mean() <= 0.06
+
+
+def test_trials_are_mixed_to_the_expected_share_of_unknown_genera():
+    trials = made_up(np.random.default_rng(2), 4000, 0.1, whole_share=0.5)
+    novel = trials.novel[:, GENUS]
+    for share in (0.02, 0.1, 0.4):
+        weights = trials.weights(share)
+        assert weights.sum() == pytest.approx(4000)
+        assert weights[novel].sum() / 4000 == pytest.approx(share, abs=1e-6)
+
+
+def test_the_temperature_of_heads_that_are_too_sure_is_found():
+    rng = np.random.default_rng(3)
+    logits = rng.normal(0, 2, (1500, 12))
+    truth = np.array([rng.choice(12, p=softmax(row)) for row in logits])
+    assert fit_temperature(3 * logits, truth) == pytest.approx(3, rel=0.12)
+    assert fit_temperature(logits / 2, truth) == pytest.approx(0.5, rel=0.12)
+    assert fit_temperature(logits, np.full(1500, -1)) == 1.0
+
+
+LINEAGES = [
+    ("K", "P", "C", "O", "F", "G", "G a"),
+    ("K", "P", "C", "O", "F", "G", "G b"),
+    ("K", "P", "C", "O", "F", "H", "H a"),
+]
+
+
+@pytest.fixture
+def decoder():
+    """Heads with one class at the high ranks, two genera and three species."""
+    chains = [row[: rank + 1] for rank in range(7) for row in dict.fromkeys(LINEAGES)]
+    chains = list(dict.fromkeys(chains))
+    nothing = (None,) * 7
+    classes = [(*chain, *nothing[len(chain) :]) for chain in chains]
+    tree, leaves, _ = build_tree([*LINEAGES, *classes])
+    nameless = [tree.nameless(rank) for rank in range(7)]
+    return HeadDecoder(tree, nameless, leaves[3:], [1, 1, 1, 1, 1, 2, 3])
+
+
+def shares(genus, species):
+    return [np.ones(1)] * 5 + [np.array(genus), np.array(species)]
+
+
+def test_each_head_by_itself_may_contradict_another_and_that_is_told(decoder):
+    found = decoder.decide_apart(shares([0.4, 0.6], [0.5, 0.2, 0.3]))
+    assert decoder.tree.names_along(found.path)[5:] == ("H", "G a")
+    assert found.leaf == -1
+    assert found.head[5:].tolist() == [0.6, 0.5]
+    agreeing = decoder.decide_apart(shares([0.4, 0.6], [0.3, 0.2, 0.5]))
+    assert decoder.tree.lineage(agreeing.leaf) == decoder.tree.names_along(agreeing.path)
+    together = decoder.decide(shares([0.4, 0.6], [0.5, 0.2, 0.3]), np.zeros(0, int), None)
+    assert decoder.tree.lineage(together.leaf)[5:] == ("H", "H a")
+
+
+def test_a_head_without_classes_gives_no_name(decoder):
+    found = decoder.decide_apart(shares([0.4, 0.6], [0.0, 0.0, 0.0]))
+    assert decoder.tree.names_along(found.path)[5:] == ("H", None)
+
+
+def test_a_genus_can_be_taken_from_the_heads(decoder):
+    genus = decoder.tree.names[GENUS].index("G")
+    left = decoder.without(shares([0.9, 0.1], [0.5, 0.4, 0.1]), genus)
+    assert left[5].tolist() == pytest.approx([0, 1])
+    assert left[6].tolist() == pytest.approx([0, 0, 1])
+    assert left[4].tolist() == [1]
+    nodes = decoder.nodes(np.array([[0, 0, 0, 0, 0, 1, -2], [0, 0, 0, 0, 0, -1, 2]]))
+    assert decoder.tree.names_along(nodes[1])[6] == "H a"
+    assert nodes[0, 5:].tolist() == [decoder.tree.names[GENUS].index("H"), -2]
+
+
+def test_held_out_sequences_are_kept_without_the_sequences(tmp_path):
+    rng = np.random.default_rng(4)
+    vectors = rng.normal(size=(5, 4)).astype(np.float32)
+    lineages = [(*LINEAGES[0][:6], "G new")] * 5
+    classes = np.array([[0, 0, 0, 0, 0, 0, -1]] * 5)
+    sequences = ["ACGT" * (n + 1) for n in range(5)]
+    write_heldout(tmp_path, vectors, sequences, lineages, classes)
+    assert b"ACGT" not in (tmp_path / "heldout.safetensors").read_bytes()
+    held = read_heldout(tmp_path)
+    assert np.allclose(held.vectors, vectors, atol=2e-3)
+    assert held.classes.tolist() == [[0, 0, 0, 0, 0, 0, -2]] * 5
+    assert held.length_bp.tolist() == [4, 8, 12, 16, 20]
+    assert held.places(["ACGTACGT", "TTTT"]).tolist() == [1, -1]
+    assert held.digests[0].tobytes() == digest("ACGT")
+    assert read_heldout(tmp_path / "elsewhere") is None
