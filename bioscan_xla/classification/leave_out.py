@@ -9,7 +9,7 @@ import json
 import logging
 import os
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -63,8 +63,27 @@ def run_trials(namer: Namer, num_trials: int = 1500, seed: int = 0) -> Trials | 
     if shares_of:
         rows = np.array(sorted(shares_of))
     rows = rng.permutation(rows)[: max(num_trials // 2, 1)]
-    genera = reference.tree.paths[reference.leaves, GENUS]
     log.info("calibrating with %d left-out references", 2 * len(rows))
+    return _try_references(namer, rows, same, shares_of)
+
+
+def _try_references(
+    namer: Namer,
+    rows: np.ndarray,
+    same: Mapping[str, Sequence[int]],
+    shares_of: Mapping[int, Sequence[np.ndarray]],
+) -> Trials:
+    """Trials of some references.
+
+    Args:
+        namer: references, indexed.
+        rows: of the references to leave out.
+        same: rows of each sequence.
+        shares_of: what the heads say of a row, where they say anything.
+    """
+    reference = namer.reference
+    num = len(reference.ids)
+    genera = reference.tree.paths[reference.leaves, GENUS]
 
     def left_out(job: tuple[int, bool]) -> tuple[Named, np.ndarray]:
         row, whole_genus = job
@@ -78,7 +97,7 @@ def run_trials(namer: Namer, num_trials: int = 1500, seed: int = 0) -> Trials | 
         shares = shares_of.get(row)
         if shares is not None and whole_genus:
             assert namer.decoder is not None
-            shares = namer.decoder.without(shares, genera[row])
+            shares = namer.decoder.without(shares, int(genera[row]))
         named = namer.name(reference.sequences[row], "plus", cosines, excluded, shares)
         return named, excluded
 
