@@ -6,6 +6,7 @@ Invariants: nothing that could run code is unpickled, and an incomplete model is
 
 import hashlib
 import json
+import logging
 import pickle
 import re
 import warnings
@@ -40,6 +41,8 @@ _LOAD_ERRORS = (
     SafetensorError,
     pickle.UnpicklingError,
 )
+log = logging.getLogger(__name__)
+
 _SIZE_MISMATCH = re.compile(
     r"size mismatch for (\S+): .*?shape torch\.Size\((\[.*?\])\).*?torch\.Size\((\[.*?\])\)"
 )
