@@ -1,5 +1,6 @@
 """A real server on a loopback port, in this process."""
 
+import socket
 import threading
 import time
 from contextlib import contextmanager
@@ -63,6 +64,13 @@ def running(**options):
         server.should_exit = True
         thread.join(20)
         service.close()
+
+
+def free_port():
+    """A port of the loopback address that nobody listens at."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 def until(condition, seconds=10):

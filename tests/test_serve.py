@@ -2,12 +2,9 @@
 
 import base64
 import json
-import os
 import re
-import signal
 import socket
 import subprocess
-import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -384,60 +381,3 @@ def test_models_that_cannot_be_loaded(tmp_path, training_sample):
         ServeConfig()
     with pytest.raises(ConfigError, match="max_queue_tokens"):
         ServeConfig(model="m", max_request_tokens=10, max_queue_tokens=5)
-
-
-@pytest.fixture
-def command(model_folder):
-    """The real command, ready, with a key; its process and a client."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    words = f"-m bioscan_xla.serve --model {model_folder} --port {port} --dtype float32"
-    process = subprocess.Popen(
-        [sys.executable, *words.split()],
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "BIOSCAN_API_KEY": "secret-key"},
-    )
-    headers = {"authorization": "Bearer secret-key"}
-    url = f"http://127.0.0.1:{port}"
-
-    def is_ready():
-        assert process.poll() is None, process.stderr.read()
-        with suppress(httpx.HTTPError):
-            return httpx.get(f"{url}/health/ready").status_code == 200
-
-    try:
-        until(is_ready, 60)
-        with httpx.Client(base_url=url, timeout=60, headers=headers) as client:
-            yield process, client
-    finally:
-        process.kill()
-        process.communicate()
-
-
-def test_sigterm_finishes_what_was_accepted(command):
-    """What is in the queue is answered, what comes later refused; then the command ends well."""
-    process, client = command
-
-    def ask(number):
-        text = SEQUENCE[number:] + "ACGTAC" * 20_000
-        return client.post("/v1/embeddings", json={"input": text})
-
-    def waiting():
-        return re.search(r"\nbioscan_queue_requests (\S+)", client.get("/metrics").text)[1]
-
-    with ThreadPoolExecutor(3) as pool:
-        accepted = [pool.submit(ask, number) for number in range(3)]
-        until(lambda: waiting() == "3.0")
-        process.send_signal(signal.SIGTERM)
-        until(lambda: client.get("/health/ready").status_code == 503)
-        refused = ask(0)
-        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "shutting_down")
-        assert client.get("/health/live").status_code == 200
-    assert [answer.result().status_code for answer in accepted] == [200, 200, 200]
-    assert process.wait(30) == 0
-    log = process.stderr.read()
-    assert "finishing 3 requests" in log
-    for secret in ("secret-key", SEQUENCE, "Traceback"):
-        assert secret not in log

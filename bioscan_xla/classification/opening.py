@@ -7,6 +7,7 @@ options.
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,6 +27,23 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _ENOUGH_TRIALS = 500
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What names sequences, for several runs with the same options.
+
+    Attributes:
+        config: the options that it was opened with.
+        encoder: None where only words find candidates.
+        namer: the references.
+        calibration: their confidence.
+    """
+
+    config: ClassifyConfig
+    encoder: "Encoder | None"
+    namer: Namer
+    calibration: Calibration
 
 
 def open_namer(
@@ -64,7 +82,7 @@ def open_namer(
     return encoder, namer
 
 
-def calibrate_namer(config: ClassifyConfig, namer: Namer) -> tuple[Calibration, dict[str, float]]:
+def calibrate_namer(config: ClassifyConfig, namer: Namer) -> Calibration:
     """Confidence by left-out sequences, and the least that keeps a name at each rank."""
     trials = kept_trials(namer, config.num_trials, cache_folder(config))
     calibration = calibrate(
@@ -81,9 +99,14 @@ def calibrate_namer(config: ClassifyConfig, namer: Namer) -> tuple[Calibration, 
             _ENOUGH_TRIALS,
             config.precision,
         )
-    told = {rank: round(float(t), 3) for rank, t in zip(RANKS, calibration.thresholds, strict=True)}
+    told = tell_thresholds(calibration)
     log.info("least confidence by rank: %s", ", ".join(f"{r} {t}" for r, t in told.items()))
-    return calibration, told
+    return calibration
+
+
+def tell_thresholds(calibration: Calibration) -> dict[str, float]:
+    """The least confidence that keeps a name, by rank."""
+    return {rank: round(float(t), 3) for rank, t in zip(RANKS, calibration.thresholds, strict=True)}
 
 
 def name_sequences(

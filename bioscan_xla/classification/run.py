@@ -35,7 +35,7 @@ from .calibration import LENGTH_BANDS_BP, Calibration
 from .darwin_core import read_known_taxa
 from .journal import Journal
 from .naming import Namer
-from .opening import calibrate_namer, name_sequences, open_namer
+from .opening import Opened, calibrate_namer, name_sequences, open_namer, tell_thresholds
 from .record import make_records
 from .reference import Reference
 from .results import read_sampling, write_page, write_results
@@ -52,7 +52,7 @@ def classify(
     config: ClassifyConfig,
     command: str | None = None,
     *,
-    encoder: "Encoder | None" = None,
+    opened: Opened | None = None,
     stop: Stop | None = None,
     on_progress: Callable[[int, int | None], None] | None = None,
 ) -> dict[str, Any]:
@@ -61,7 +61,7 @@ def classify(
     Args:
         config: options.
         command: for run.json.
-        encoder: the model, where it is loaded already.
+        opened: what names sequences, where it is loaded already.
         stop: what ends the run early; by default a signal.
         on_progress: called with the records that are done, and all of them where that is known;
             by default a bar shows them.
@@ -73,10 +73,10 @@ def classify(
     names, failures = name_inputs(config.input)
     sampling = read_sampling(config)
     known_taxa = read_known_taxa(config.known_taxa) if config.known_taxa else {}
-    encoder, namer = open_namer(config, encoder)
+    encoder, namer = (opened.encoder, opened.namer) if opened else open_namer(config)
     reference = namer.reference
     journal = Journal(config.output, _settings(config, reference, encoder))
-    calibration, told = calibrate_namer(config, namer)
+    calibration = opened.calibration if opened else calibrate_namer(config, namer)
     tally, broken = _name_input(
         config, names, namer, encoder, calibration, journal, stop, on_progress
     )
@@ -95,7 +95,7 @@ def classify(
         "model": dict(encoder.fingerprint) if encoder else None,
         "method": method_text(config, encoder),
         "calibration_trials": calibration.num_trials,
-        "thresholds": told,
+        "thresholds": tell_thresholds(calibration),
         "novelty_trust": _trust_by_band(calibration),
         "versions": _versions(),
         "read": tally["read"],

@@ -22,7 +22,7 @@ from .answers import DESCRIPTION, describe_name, example_of
 from .guard import Guard
 from .loading import Wanted
 from .refusals import Refused
-from .requests import ClassifyRequest, EmbeddingsRequest, LoadRequest, SearchRequest
+from .requests import ClassifyRequest, EmbeddingsRequest, JobRequest, LoadRequest, SearchRequest
 from .service import Caller, ClientGone, Service
 from .versions import Version
 
@@ -36,6 +36,7 @@ def make_app(service: Service) -> Any:
     _add_errors(app)
     _add_work(app, service)
     _add_models(app, service)
+    _add_jobs(app, service)
     _add_health(app, service)
     return Guard(app, service)
 
@@ -199,6 +200,31 @@ def _add_models(app: FastAPI, service: Service) -> None:
         _check_admin(request)
         version = service.versions.drop(model)
         return answer({"id": version.id, "object": "model", "deleted": True})
+
+
+def _add_jobs(app: FastAPI, service: Service) -> None:
+    @app.post("/v1/jobs", tags=["jobs"], status_code=202)
+    async def add(body: JobRequest) -> Response:
+        """Embed or name files in the background, below the folders that the server allows."""
+        version = service.versions.find(body.model)
+        work = functools.partial(service.jobs.add, body, version)
+        job = await asyncio.get_running_loop().run_in_executor(None, work)
+        return answer(job.answer, 202)
+
+    @app.get("/v1/jobs", tags=["jobs"])
+    async def jobs() -> Response:
+        """All jobs, the newest first."""
+        return answer({"object": "list", "data": [job.answer for job in service.jobs.all()]})
+
+    @app.get("/v1/jobs/{job}", tags=["jobs"])
+    async def find(job: str) -> Response:
+        """How far a job is."""
+        return answer(service.jobs.find(job).answer)
+
+    @app.post("/v1/jobs/{job}/cancel", tags=["jobs"])
+    async def cancel(job: str) -> Response:
+        """Stop a job; what it has done stays."""
+        return answer(service.jobs.cancel(job).answer)
 
 
 def _add_health(app: FastAPI, service: Service) -> None:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..encode.encoder import Encoder, load_encoder
 from ..encode.fingerprint import compare, describe, identity
@@ -21,7 +21,10 @@ from ..errors import InputError, ModelError, TableError
 from ..options import DEFAULT_MODEL, ClassifyConfig, ServeConfig
 from .device import SharedEncoder, share
 from .token_queue import TokenQueue
-from .versions import Naming, Version
+from .versions import Version
+
+if TYPE_CHECKING:
+    from ..classification.opening import Opened
 
 log = logging.getLogger(__name__)
 
@@ -130,10 +133,10 @@ def _load_encoder(
     )
 
 
-def _open_naming(config: ServeConfig, wanted: Wanted, encoder: SharedEncoder) -> Naming | str:
+def _open_naming(config: ServeConfig, wanted: Wanted, encoder: SharedEncoder) -> "Opened | str":
     if not wanted.reference and config.method != "heads":
         return "the server has no reference; start it with --reference"
-    from ..classification.opening import calibrate_namer, open_namer
+    from ..classification.opening import Opened, calibrate_namer, open_namer
     from ..classification.reference import is_table
 
     options = ClassifyConfig(
@@ -146,14 +149,13 @@ def _open_naming(config: ServeConfig, wanted: Wanted, encoder: SharedEncoder) ->
         output=config.jobs_folder,
     )
     try:
-        _, namer = open_namer(options, encoder)
+        used, namer = open_namer(options, encoder)
     except (InputError, TableError) as error:
         if not wanted.reference or not is_table(wanted.reference):
             raise
         log.warning("no /v1/classify: %s", error)  # /v1/search needs no lineages
         return f"the reference cannot name sequences: {error}"
-    calibration, _ = calibrate_namer(options, namer)
-    return Naming(namer, calibration, options)
+    return Opened(options, used, namer, calibrate_namer(options, namer))
 
 
 def _check_table(table: Any, encoder: Encoder) -> Any | str:

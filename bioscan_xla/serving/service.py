@@ -25,6 +25,7 @@ from ..options import ServeConfig
 from ..reads.cleaning import clean_sequences
 from .conditions import check_condition
 from .device import DeviceThread
+from .jobs import Jobs
 from .loading import Wanted, load_version, wanted_at_start
 from .metrics import Metrics
 from .refusals import Refused, deadline_passed
@@ -86,6 +87,7 @@ class Service:
         self.queue = TokenQueue(config.max_queue_tokens)
         self.device = DeviceThread(self.queue, self.metrics)
         self.versions = Versions(config.max_models)
+        self.jobs = Jobs(config.jobs_folder, config.job_roots, self.versions)
         self.failure: BaseException | None = None
         self.is_loaded, self.is_draining = False, False
         self.active = 0  # requests that were let in and are not answered yet
@@ -107,6 +109,7 @@ class Service:
         try:
             for wanted in wanted_at_start(self.config):
                 self.versions.install(load_version(self.config, wanted, self.queue))
+            self.jobs.start()
             self.is_loaded = True
         except BaseException as error:  # raised again by whoever runs the server
             self.failure = error
@@ -134,6 +137,7 @@ class Service:
 
     def close(self) -> None:
         """Finish what was accepted and end all threads."""
+        self.jobs.close()
         self._naming.shutdown(cancel_futures=True)
         self._quick.shutdown(cancel_futures=True)
         self.device.close()

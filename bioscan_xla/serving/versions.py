@@ -16,18 +16,7 @@ from .device import SharedEncoder
 from .refusals import Refused
 
 if TYPE_CHECKING:
-    from ..classification.calibration import Calibration
-    from ..classification.naming import Namer
-    from ..options import ClassifyConfig
-
-
-@dataclass(frozen=True)
-class Naming:
-    """What names sequences: references with their confidence, and the options they came from."""
-
-    namer: "Namer"
-    calibration: "Calibration"
-    config: "ClassifyConfig"
+    from ..classification.opening import Opened
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +38,7 @@ class Version:
     created: int
     encoder: Encoder
     shared: SharedEncoder
-    naming: Naming | str
+    naming: "Opened | str"
     table: Any | str
 
 

@@ -1,0 +1,110 @@
+"""The server as a process of its own: killed, started again, ended by a signal."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import httpx
+import pytest
+
+pytest.importorskip("fastapi", reason="fastapi is not installed: pip install 'bioscan_xla[serve]'")
+
+from bioscan_xla.errors import TableError
+from bioscan_xla.sample import write_sample
+from bioscan_xla.table.neighbours import open_table
+
+from .serving import free_port, until
+
+SEQUENCE = "ACGTTGCATGCCATTGACCTAGGATCCAAGTCGATTACGCTAGCTAACGGTT"
+RECORDS = 400
+
+
+@contextmanager
+def served(words):
+    """The command with these words and a key: its process and a client, once it is ready."""
+    port = free_port()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "bioscan_xla.serve", "--port", str(port), *words],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "BIOSCAN_API_KEY": "secret-key"},
+    )
+    headers = {"authorization": "Bearer secret-key"}
+
+    def is_ready():
+        assert process.poll() is None, process.stderr.read()
+        try:
+            return client.get("/health/ready").status_code == 200
+        except httpx.HTTPError:
+            return False
+
+    url = f"http://127.0.0.1:{port}"
+    with httpx.Client(base_url=url, timeout=60, headers=headers) as client:
+        try:
+            until(is_ready, 60)
+            yield process, client
+        finally:
+            process.kill()
+            process.communicate()
+
+
+def count(db):
+    try:
+        return open_table(str(db)).count_rows()
+    except TableError:
+        return 0
+
+
+@pytest.mark.slow
+def test_killed_then_started_again_then_ended(model_folder, tmp_path):
+    """A job goes on after `kill -9`; SIGTERM lets what was accepted finish."""
+    (tmp_path / "data").mkdir()
+    data, db = tmp_path / "data/reads.parquet", tmp_path / "data/vectors.db"
+    write_sample(data, RECORDS)
+    words = f"--model {model_folder} --dtype float32 --device cpu --job-roots {data.parent} "
+    words = [*words.split(), "--jobs-folder", str(tmp_path / "jobs")]
+    with served(words) as (process, client):
+        body = {"kind": "embed", "input": str(data), "output": str(db)}
+        job = client.post("/v1/jobs", json=body).json()["id"]
+        until(lambda: client.get(f"/v1/jobs/{job}").json()["status"] == "running", 30)
+        process.kill()
+        process.wait()
+    (described,) = (tmp_path / "jobs").glob("job_*.json")
+    assert json.loads(described.read_text())["status"] == "running"
+    assert count(db) < RECORDS
+    with served(words) as (process, client):
+        until(lambda: client.get(f"/v1/jobs/{job}").json()["status"] == "completed", 60)
+        rows = open_table(str(db)).to_arrow()["row"].to_pylist()
+        assert sorted(rows) == list(range(RECORDS))
+        end_while_requests_wait(process, client)
+
+
+def end_while_requests_wait(process, client):
+    """What is in the queue is answered, what comes later refused; then the command ends well."""
+
+    def ask(number):
+        text = SEQUENCE[number:] + "ACGTAC" * 20_000
+        return client.post("/v1/embeddings", json={"input": text})
+
+    def waiting():
+        return re.search(r"\nbioscan_queue_requests (\S+)", client.get("/metrics").text)[1]
+
+    with ThreadPoolExecutor(3) as pool:
+        accepted = [pool.submit(ask, number) for number in range(3)]
+        until(lambda: waiting() == "3.0")
+        process.send_signal(signal.SIGTERM)
+        until(lambda: client.get("/health/ready").status_code == 503)
+        refused = ask(0)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "shutting_down")
+        assert client.get("/health/live").status_code == 200
+    assert [answer.result().status_code for answer in accepted] == [200, 200, 200]
+    assert process.wait(30) == 0
+    log = process.stderr.read()
+    assert "finishing 3 requests" in log
+    for secret in ("secret-key", SEQUENCE, "Traceback"):
+        assert secret not in log
