@@ -58,7 +58,8 @@ class ServeConfig:
     """Lineage in the FASTA headers of the reference: sintax or silva."""
 
     method: str = "neighbours"
-    """What names sequences: neighbours, heads (of a fine-tuned model) or both; see classify."""
+    """What names sequences: neighbours, heads (of a fine-tuned model), both or argmax;
+    see classify."""
 
     num_trials: int = 1500
     """References left out and named, to calibrate confidence."""
@@ -119,7 +120,7 @@ class ServeConfig:
                 "frames": (None, 1, 6),
                 "strands": (None, "given", "both"),
                 "header_taxonomy": (None, *HEADER_STYLES),
-                "method": ("neighbours", "heads", "both"),
+                "method": ("neighbours", "heads", "both", "argmax"),
                 "device": DEVICES,
                 "dtype": DTYPES,
             },

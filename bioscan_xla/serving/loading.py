@@ -134,7 +134,7 @@ def _load_encoder(
 
 
 def _open_naming(config: ServeConfig, wanted: Wanted, encoder: SharedEncoder) -> "Opened | str":
-    if not wanted.reference and config.method != "heads":
+    if not wanted.reference and config.method not in ("heads", "argmax"):
         return "the server has no reference; start it with --reference"
     from ..classification.opening import Opened, calibrate_namer, open_namer
     from ..classification.reference import is_table
