@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn, TypeVar
 
 import yaml
+from docstring_parser import parse_from_object
 from jsonargparse import ArgumentParser, set_parsing_settings
 
 from .errors import BioscanError, ConfigError
@@ -79,7 +80,8 @@ def check_keys(config_class: type, keys: Sequence[str], where: str) -> None:
     known = [field.name for field in dataclasses.fields(config_class)]
     for key in keys:
         if key not in known:
-            near = difflib.get_close_matches(key, known, 1, 0.5)
+            near = difflib.get_close_matches(key, known, 1, 0.7)
+            near = near or [name for name in known if key in name.split("_")][:1]
             hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
             raise ConfigError(f"{where}: there is no option {key!r}; {hint}")
 
@@ -241,7 +243,10 @@ def _print_help(config_class: type, prog: str, positionals: Sequence[str]) -> No
     parser = ArgumentParser(prog=prog, description=config_class.__doc__, usage=usage)
     parser.add_argument("--config", help="YAML file of options; flags win over it")
     parser.add_argument("--print_config", action="store_true", help="print the options as YAML")
-    parser.add_class_arguments(config_class, as_group=False)
+    meanings = {item.arg_name: item.description for item in parse_from_object(config_class).params}
+    for name in positionals:
+        parser.add_argument(name, metavar=name.upper(), help=meanings[name])
+    parser.add_class_arguments(config_class, as_group=False, skip=set(positionals))
     text = parser.format_help()
     text = re.sub(r"(?<=--)[a-z]+(?:_[a-z]+)+", lambda m: m.group().replace("_", "-"), text)
     print(re.sub(r", --[a-z-]+\+ \S+", "", text).replace(" {true,false}", ""), end="")

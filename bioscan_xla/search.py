@@ -89,13 +89,16 @@ def read_queries(words: Sequence[str]) -> tuple[list[str], list[str], list[str]]
         if os.path.exists(word):
             if format_of(word) == "parquet":
                 raise InputError(f"{word}: queries must be FASTA or FASTQ")
-            for record in read_sequences(word):
-                name = next(iter(record.header.split(maxsplit=1)), "")
-                if record.problem:
-                    broken.append(f"{name or word}: {record.problem}")
-                    continue
-                names.append(name)
-                texts.append(record.text)
+            try:
+                for record in read_sequences(word):
+                    name = next(iter(record.header.split(maxsplit=1)), "")
+                    if record.problem:
+                        broken.append(f"{name or word}: {record.problem}")
+                        continue
+                    names.append(name)
+                    texts.append(record.text)
+            except InputError as error:  # what comes before the damage is searched
+                broken.append(str(error))
         elif any(letter in word for letter in "./\\"):
             raise InputError(f"{word}: no such file")
         else:

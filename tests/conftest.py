@@ -12,9 +12,13 @@ import pytest
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
+from safetensors.torch import load_file
 
 from bioscan_xla.reads.tokens import load_tokenizer
 from bioscan_xla.sample import simulate, write_model, write_sample
+
+from .copying import database, without_rclone  # noqa: F401
+from .cruise import data, done  # noqa: F401
 
 ROOT = Path(__file__).parents[1]
 
@@ -132,3 +136,18 @@ def tracked_scalars(folder):
 def metrics_lines(folder):
     """The lines of a training folder's metrics.jsonl."""
     return [json.loads(line) for line in Path(folder, "metrics.jsonl").read_text().splitlines()]
+
+
+def trained(folder):
+    """All trained weights of a model folder."""
+    folder = Path(folder)
+    return load_file(folder / "adapter/adapter_model.safetensors") | load_file(
+        folder / "heads.safetensors"
+    )
+
+
+def difference(a, b):
+    """Largest difference between two sets of weights."""
+    a, b = trained(a), trained(b)
+    assert a.keys() == b.keys()
+    return max(float((a[name] - b[name]).abs().max()) for name in a)

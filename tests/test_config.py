@@ -58,6 +58,8 @@ def test_ways_to_write_a_flag():
     ("words", "message"),
     [
         (["--comit-rows", "5"], "did you mean 'commit_rows'"),
+        (["--sequences", "5"], "did you mean 'max_sequences'"),
+        (["--train", "x.fasta"], "there is no option 'train'; known are input, db"),
         (["--pooling", "sum"], "choose mean"),
         (["--commit-rows", "0"], "at least 1"),
         (["--commit-rows", "many"], r"^--commit-rows is 'many'; it must be a whole number$"),

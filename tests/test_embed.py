@@ -196,7 +196,7 @@ def test_mirror_brings_a_lost_table_back(sample, tmp_path, options):
     assert len(set(_ids(db))) == len(set(_ids(mirror))) == 60
 
 
-def test_search_by_text_and_by_command(sample, tmp_path, options, capsys):
+def test_search_by_text_and_by_command(sample, tmp_path, options, capsys, caplog):
     db = str(tmp_path / "db")
     run_embedding_pipeline(sample, db, **options)
     record = pq.read_table(sample).slice(7, 1).to_pylist()[0]
@@ -209,6 +209,12 @@ def test_search_by_text_and_by_command(sample, tmp_path, options, capsys):
         assert record["sequence_id"] in capsys.readouterr().out
     assert search_main(["--db", db, "ACGTEE"]) == 1
     assert "not a nucleotide" in capsys.readouterr().err
+    query = tmp_path / "query.fastq"
+    query.write_text(f"@whole\n{'ACGT' * 9}\n+\n{'I' * 36}\n@torn\nAC")
+    words = ["--db", db, str(query), "-k", "1", "--format", "json"]
+    assert search_main(words) == 1
+    assert '"query": "whole"' in capsys.readouterr().out
+    assert sum("truncated" in text for text in caplog.messages) == 1
 
 
 def test_search_leaves_out_a_query_that_cannot_be_used(sample, tmp_path, options, capsys, caplog):
@@ -236,6 +242,7 @@ def test_dry_run_computes_nothing(sample, tmp_path, model_folder, capsys):
     output = capsys.readouterr().out
     assert "62 records" in output
     assert "useful tokens: 100.0 %" in output
+    assert " 0.00 GiB" not in output
     assert not (tmp_path / "db").exists()
 
 

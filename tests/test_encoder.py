@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import socket
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import EsmForMaskedLM, EsmModel
 
 from bioscan_xla.embed import run_embedding_pipeline
+from bioscan_xla.encode import model_files
 from bioscan_xla.encode.encoder import load_encoder
 from bioscan_xla.encode.inference import embed_sequences, embed_text
 from bioscan_xla.encode.model_files import adapter_base
@@ -244,6 +246,40 @@ def test_an_adapter_says_what_it_was_trained_on(tmp_path):
     assert adapter_base(str(tmp_path)) == (None, None)
 
 
-def test_a_mistyped_folder_is_not_looked_for_on_the_hub(tmp_path):
+@pytest.mark.parametrize(
+    "name",
+    ["{}/gone", "./gone", "../gone", "~/gone", "a/b/c", "here/gone", "gone", "a\\b", "a/", ".a/b"],
+)
+def test_a_mistyped_folder_is_not_looked_for_on_the_hub(
+    model_folder, tmp_path, monkeypatch, cpu, name
+):
+    def ask(*arguments, **options):
+        raise AssertionError("the hub was asked")
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    monkeypatch.setattr(model_files, "cached_file", ask)
+    monkeypatch.setattr("peft.PeftModel.from_pretrained", ask)
+    name = name.format(tmp_path)
     with pytest.raises(ModelError, match="no such folder"):
-        load_encoder(str(tmp_path / "modle"), device=open_device("cpu", "float32"))
+        load_encoder(name, device=cpu)
+    with pytest.raises(ModelError, match="no such folder"):
+        load_encoder(model_folder, device=cpu, adapter=name)
+
+
+def test_a_hub_without_an_address_is_not_asked(monkeypatch, cpu):
+    def fail(*arguments):
+        raise socket.gaierror("Name or service not known")
+
+    asked = []
+    monkeypatch.setattr(socket, "getaddrinfo", fail)
+    monkeypatch.setattr(model_files, "cached_file", lambda *a, **options: asked.append(options))
+    with pytest.raises(ModelError, match="the hub cannot be reached"):
+        load_encoder("lab/gone", device=cpu)
+    assert [options["local_files_only"] for options in asked] == [True]
+
+
+def test_a_home_folder_is_written_out(model_folder, tmp_path, monkeypatch, cpu):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    shutil.copytree(model_folder, tmp_path / "mine")
+    assert load_encoder("~/mine", device=cpu).fingerprint["model"] == str(tmp_path / "mine")

@@ -25,10 +25,13 @@ from ..reads.tokens import VOCABULARY
 from . import attention
 from .fingerprint import hash_tensors
 from .model_files import (
+    SHIPPED,
     adapter_folder,
     check_safetensors,
     check_vocabulary,
     find_file,
+    is_offline,
+    is_on_hub,
     locate,
     read_json,
 )
@@ -56,19 +59,23 @@ def read_config(model: str, revision: str | None = None) -> EsmConfig:
     """
     model = locate(model)
     folder = Path(model)
-    is_id = model.count("/") == 1 and model[0] not in "./~" and not folder.parent.is_dir()
-    if not folder.is_dir():
-        if not is_id:
-            raise ModelError(f"{model}: no such folder; check the path (a hub id is OWNER/NAME)")
-        log.info("%s is not a folder on this machine: asking the Hugging Face hub", model)
+    if not folder.is_dir() and not is_on_hub(model):
+        hint = "" if "/" in model else f", or name {SHIPPED[0]} or a model of the hub as OWNER/NAME"
+        raise ModelError(f"{model}: no such folder; check the path{hint}")
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise ModelError(f"{model}: has no config.json; name the folder that holds the model")
     path = find_file(model, "config.json", revision)
     if path is None:
+        why = (
+            "the hub cannot be reached from here; check the path if you meant a folder, or the "
+            "network"
+            if is_offline()
+            else "could not be downloaded from the hub; check the id and the network (for a "
+            "private model, set HF_TOKEN)"
+        )
         raise ModelError(
-            f"model {model!r} is not a folder on this machine, and could not be downloaded from "
-            "the hub; check the id and the network (for a private model, set HF_TOKEN), or "
-            "download it elsewhere and pass its folder as --model FOLDER"
+            f"model {model!r} is not a folder on this machine, and {why}, or download it elsewhere "
+            "and pass its folder as --model FOLDER"
         )
     raw = read_json(path)
     if raw.get("auto_map"):
@@ -158,6 +165,7 @@ def _load_weights(
         add_pooling_layer=False,
         trust_remote_code=False,
         weights_only=True,
+        local_files_only=is_offline(),
         output_loading_info=True,
         ignore_mismatched_sizes=True,  # they are refused below, with names and shapes
     )
@@ -206,6 +214,8 @@ def attach_saved_adapter(esm: EsmModel, adapter: str | Path) -> Any:
     from peft import PeftModel
 
     folder = adapter_folder(str(adapter))
+    if not Path(folder).is_dir() and not is_on_hub(folder):
+        raise ModelError(f"adapter {folder}: no such folder; check the path")
     try:
         return PeftModel.from_pretrained(esm, folder)
     except _LOAD_ERRORS as error:

@@ -7,9 +7,13 @@ the file and the first difference.
 
 import json
 import logging
+import socket
+import urllib.parse
+import urllib.request
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import constants
 from transformers.utils.hub import cached_file, extract_commit_hash
 
 from ..errors import ModelError, first_line
@@ -34,9 +38,39 @@ READING = "reading.json"
 
 
 def locate(model: str) -> str:
-    """The folder of a model shipped with the package; any other name unchanged."""
+    """The folder of a model shipped with the package, `~` written out; other names unchanged."""
     folder = Path(__file__).parents[1] / "weights" / model
-    return str(folder) if model in SHIPPED and not Path(model).is_dir() else model
+    if model in SHIPPED and not Path(model).is_dir():
+        return str(folder)
+    return str(Path(model).expanduser()) if model.startswith("~") else model
+
+
+def is_on_hub(name: str) -> bool:
+    """Whether a name that is no folder can be that of a model on the hub: `owner/name`.
+
+    Everything else is a path: it is absolute, begins with `.` or `~`, has other than one slash, or
+    its first part is a folder here.
+    """
+    owner, slash, rest = name.partition("/")
+    is_id = bool(owner and slash and rest) and "/" not in rest and "\\" not in name
+    return is_id and owner[0] not in ".~" and not Path(owner).is_dir()
+
+
+def is_offline() -> bool:
+    """Whether the hub cannot be asked: its name does not resolve, or the user forbids it.
+
+    Asking all the same would take half a minute to fail. A proxy resolves names by itself.
+    """
+    if constants.HF_HUB_OFFLINE:
+        return True
+    address = urllib.parse.urlsplit(constants.ENDPOINT)
+    if urllib.request.getproxies():
+        return False
+    try:
+        socket.getaddrinfo(address.hostname, address.port or 443)
+    except OSError:
+        return True
+    return False
 
 
 def find_file(model: str, name: str, revision: str | None) -> Path | None:
@@ -45,9 +79,15 @@ def find_file(model: str, name: str, revision: str | None) -> Path | None:
     if Path(model).is_dir():
         path = Path(model, name)
         return path if path.is_file() else None
+    if not is_on_hub(model):
+        return None
     try:
         found = cached_file(
-            model, name, revision=revision, _raise_exceptions_for_missing_entries=False
+            model,
+            name,
+            revision=revision,
+            local_files_only=is_offline(),
+            _raise_exceptions_for_missing_entries=False,
         )
     except (OSError, ValueError):
         return None
@@ -205,16 +245,18 @@ def resolve_commit(model: str, revision: str | None) -> str:
     """The commit that a hub model's files come from; empty for a folder."""
     if Path(locate(model)).is_dir():
         return ""
-    path = cached_file(model, "config.json", revision=revision)
+    path = cached_file(model, "config.json", revision=revision, local_files_only=is_offline())
     return extract_commit_hash(path, None) or revision or ""
 
 
 def absolute(name: str) -> str:
     """A folder's full path; a model id unchanged."""
-    return str(Path(name).resolve()) if Path(name).is_dir() else name
+    folder = Path(name).expanduser()
+    return str(folder.resolve()) if folder.is_dir() else name
 
 
 def adapter_folder(adapter: str) -> str:
     """The folder of an adapter's files, also inside the output folder of fine-tuning."""
+    adapter = locate(adapter)
     inside = Path(adapter) / "adapter"  # of the output folder of fine-tuning
     return str(inside) if inside.is_dir() else adapter

@@ -146,7 +146,7 @@ class ReferenceConfig:
     """Check a reference: suspected mislabels, shared barcodes, contradictions, coverage."""
 
     action: str = "check"
-    """check."""
+    """What to do: check."""
 
     reference: str = ""
     """Database made by embed, or labelled FASTA or Parquet."""

@@ -38,7 +38,8 @@ class EmbedConfig:
     """Folder (a mounted Google Drive, say) that gets a copy of the database every half hour."""
 
     model: str = DEFAULT_MODEL
-    """Hugging Face id or local folder of a Nucleotide Transformer (version 1)."""
+    """A Nucleotide Transformer of version 1: its Hugging Face id (owner/name) or folder. Or
+    bioscan-small, an encoder of 2 MB that comes with the package."""
 
     revision: str | None = None
     """Commit of the model on the hub; by default that of the table, for a new table the newest."""

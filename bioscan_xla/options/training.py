@@ -55,7 +55,8 @@ class FinetuneConfig:
     """Folder for the model, its checkpoints and its report."""
 
     model: str = DEFAULT_MODEL
-    """Hugging Face id or local folder of the base model."""
+    """The base model: a Hugging Face id (owner/name), a folder, or bioscan-small, an encoder of
+    2 MB that comes with the package."""
 
     revision: str | None = None
     """Commit of the model on the hub; by default the newest."""

@@ -10,7 +10,7 @@ import numpy as np
 from transformers import EsmConfig
 
 from ..encode.encoder import choose_reading
-from ..encode.model import read_config
+from ..encode.model import no_bars, read_config
 from ..encode.model_files import resolve_base
 from ..encode.packing import FIRST_POSITION, layout
 from ..encode.runtime import open_device
@@ -42,7 +42,7 @@ def describe_embedding(config: EmbedConfig) -> str:
         f"looked at: {len(sequences):,} usable, {num_rejected:,} to be rejected",
         f"device: {device.kind} x {device.num_devices}, {device.dtype_name} ({device.why})",
         f"model: {name}, {model.num_hidden_layers} layers, hidden {model.hidden_size}; "
-        f"weights {weights / 2**30:.2f} GiB"
+        f"weights {_size(weights)}"
         + (" on every device" if device.num_devices > 1 and not config.shard_parameters else ""),
         describe_reading(frames, strands),
         f"tokens a window (at most {max_tokens}); {totals.windowed:,} sequences need several",
@@ -57,7 +57,7 @@ def describe_embedding(config: EmbedConfig) -> str:
     ]
     if total is not None:
         width = 2 if config.vector_dtype == "float16" else 4
-        lines.append(f"table: about {total * model.hidden_size * width / 2**30:.2f} GiB of vectors")
+        lines.append(f"table: about {_size(total * model.hidden_size * width)} of vectors")
     return "\n".join(lines)
 
 
@@ -66,6 +66,15 @@ def describe_reading(frames: int, strands: str) -> str:
     times = frames * (2 if strands == "both" else 1)
     cost = f"{times} times the tokens of one reading" if times > 1 else "one reading a sequence"
     return f"frames: {frames}, strands: {strands}; {cost}"
+
+
+def _size(num_bytes: int) -> str:
+    """Bytes in the unit that shows them as a number of at least one."""
+    if num_bytes < 1 << 20:
+        return f"{num_bytes / 2**10:.1f} KiB"
+    if num_bytes < 1 << 30:
+        return f"{num_bytes / 2**20:.1f} MiB"
+    return f"{num_bytes / 2**30:.2f} GiB"
 
 
 def _histogram(lengths: list[int]) -> list[str]:
@@ -86,5 +95,5 @@ def _count_parameters(model: EsmConfig) -> int:
     import torch
     from transformers import EsmModel
 
-    with torch.device("meta"):
+    with torch.device("meta"), no_bars():
         return sum(p.numel() for p in EsmModel(model, add_pooling_layer=False).parameters())

@@ -141,8 +141,9 @@ def read_chunks(
         except InputError as error:
             if share.count > 1:
                 raise stop_at(error, share) from error
-            log.error("%s", error)
-            failures.append(error)
+            failures.append(error)  # told in full at the end; meanwhile, the others are read
+            if source != sources[-1]:
+                log.warning("%s: could not be read in full; going on with the next file", source)
     if failures:
         raise join_failures(failures)
 

@@ -211,7 +211,10 @@ def load_classifier(
     folder = Path(folder)
     for name in ("adapter/adapter_config.json", "heads.safetensors", "labels.json"):
         if not (folder / name).is_file():
-            raise ModelError(f"{folder}: has no {name}; pass the output folder of fine-tuning")
+            raise ModelError(
+                f"{folder}: has no {name}; pass the output folder of fine-tuning. If that run was "
+                "stopped, run its command again: it finishes the folder"
+            )
     labels = LabelSpace.load(folder / "labels.json")
     base, revision = resolve_base(model or DEFAULT_MODEL, None, str(folder))
     esm = load_model(base, device.dtype, revision)

@@ -2,7 +2,7 @@
 
 Input: a trained classifier, its labels and figures. Output: adapter, heads, labels, config,
 metrics, pictures and a model card. Invariants: weights are safetensors; the card holds no path of
-this machine.
+this machine; a folder with labels.json is complete, and all of its parts are of one run.
 """
 
 import copy
@@ -10,7 +10,10 @@ import csv
 import dataclasses
 import json
 import logging
-from collections.abc import Mapping, Sequence
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +32,13 @@ from .checkpoint import trainable_state
 from .classifier import TaxonomyClassifier
 from .data import Examples
 from .evaluation import Evaluated
-from .heldout import write_heldout
+from .heldout import HELDOUT, write_heldout
 from .pictures import draw_confusion, draw_curves, draw_vectors, write_confusions
 
 log = logging.getLogger(__name__)
+
+_LAST = "labels.json"
+"""No reader takes a model folder without it."""
 
 
 class History:
@@ -92,7 +98,49 @@ def write_model_folder(
     truth: np.ndarray,
 ) -> None:
     """Write everything; `adapter/` is plain PEFT, the rest is safetensors, JSON, YAML and PNG."""
-    folder = Path(config.output)
+    with _replacing(Path(config.output)) as folder:
+        _write_weights(folder, config, classifier, space)
+        (folder / "config.yaml").write_text(
+            yaml.safe_dump(dataclasses.asdict(config), sort_keys=False)
+        )
+        (folder / "metrics.json").write_text(json.dumps(result, indent=1) + "\n")
+        write_card(folder, config, space, result["evaluation"], facts)
+        draw_curves(folder / "curves.png", history)
+        if len(truth):
+            predicted = evaluated.predictions.classes
+            write_confusions(folder / "confusions.csv", predicted, truth, space)
+            draw_confusion(folder / "confusion.png", predicted, truth, space)
+            rows = evaluated.vector_rows
+            part = held.select(rows)
+            write_heldout(folder, evaluated.vectors, part.sequences, part.lineages, truth[rows])
+        if len(evaluated.vectors) > 1:  # one point has no plane
+            phylum = truth[evaluated.vector_rows, 1]
+            draw_vectors(folder / "vectors.png", evaluated.vectors, phylum, space.names(1))
+
+
+@contextmanager
+def _replacing(folder: Path) -> Iterator[Path]:
+    """A folder to write into, whose content then takes the place of what the model's folder has.
+
+    Whoever reads while it is moved, or after a kill, finds no `labels.json`, never a mixture.
+    """
+    new = folder / ".new"
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(parents=True)
+    yield new
+    (folder / _LAST).unlink(missing_ok=True)
+    (folder / HELDOUT).unlink(missing_ok=True)  # the new model may have none
+    for part in sorted(new.iterdir(), key=lambda path: path.name == _LAST):
+        if part.is_dir():
+            shutil.rmtree(folder / part.name, ignore_errors=True)
+        os.replace(part, folder / part.name)
+    new.rmdir()
+
+
+def _write_weights(
+    folder: Path, config: FinetuneConfig, classifier: TaxonomyClassifier, space: LabelSpace
+) -> None:
+    """Write the adapter, the heads, the labels and, if it was asked for, the merged model."""
     state = trainable_state(classifier)
     adapter = {
         name.removeprefix("encoder."): value
@@ -111,11 +159,7 @@ def write_model_folder(
         if name.startswith("heads.")
     }
     save_file(heads, folder / "heads.safetensors", {"format": "pt"})
-    space.save(folder / "labels.json")
-    (folder / "config.yaml").write_text(yaml.safe_dump(dataclasses.asdict(config), sort_keys=False))
-    (folder / "metrics.json").write_text(json.dumps(result, indent=1) + "\n")
-    write_card(folder, config, space, result["evaluation"], facts)
-    draw_curves(folder / "curves.png", history)
+    space.save(folder / _LAST)
     if config.save_merged:
         # A copy: merging changes layers that the classifier still uses.
         merged = copy.deepcopy(classifier.encoder).cpu().merge_and_unload()  # type: ignore[operator]
@@ -123,16 +167,6 @@ def write_model_folder(
         with no_bars():
             merged.save_pretrained(folder / "merged")
         save_tokenizer(folder / "merged")
-    if len(truth):
-        predicted = evaluated.predictions.classes
-        write_confusions(folder / "confusions.csv", predicted, truth, space)
-        draw_confusion(folder / "confusion.png", predicted, truth, space)
-        rows = evaluated.vector_rows
-        part = held.select(rows)
-        write_heldout(folder, evaluated.vectors, part.sequences, part.lineages, truth[rows])
-    if len(evaluated.vectors) > 1:  # one point has no plane
-        phylum = truth[evaluated.vector_rows, 1]
-        draw_vectors(folder / "vectors.png", evaluated.vectors, phylum, space.names(1))
 
 
 def push_to_hub(folder: str, repository: str) -> None:

@@ -1,0 +1,136 @@
+"""Every output file of classify, by the reader of its own format."""
+
+import csv
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bioscan_xla.classification.counts import read_counts, read_samples
+from bioscan_xla.classification.formats import krona_path, qiime_taxon, sintax_line
+from bioscan_xla.classification.kmers import reverse_complement
+from bioscan_xla.errors import InputError
+from bioscan_xla.reads.lineages import RANKS
+
+
+def test_biom_is_valid_and_holds_taxonomy_and_metadata(done):
+    import biom
+
+    path = done[0] / "table.biom"
+    table = biom.load_table(str(path))
+    assert table.shape == (37, 3)
+    taxonomy = table.metadata("q0", "observation")["taxonomy"]
+    assert len(taxonomy) == 7
+    assert taxonomy[0] == "k__Animalia"
+    assert table.metadata("L1", "sample")["env_medium"] == "sea water"
+    checked = subprocess.run(
+        [str(Path(sys.executable).with_name("biom")), "validate-table", "-i", str(path)],
+        capture_output=True,
+        text=True,
+    )
+    assert "is a valid BIOM" in checked.stdout
+
+
+def test_darwin_core_archive_reads_back(done):
+    read = pytest.importorskip("dwca.read")
+    output, result, _rows = done
+    told = result["darwin_core"]
+    assert told["of_controls"] == 1
+    assert told["without_place"] == 24
+    with read.DwCAReader(str(output / "dwca.zip")) as archive:
+        assert archive.core_contains_term("http://rs.tdwg.org/dwc/terms/occurrenceID")
+        found = list(archive)
+        assert len(found) == told["occurrences"] == 36
+        term = "http://rs.tdwg.org/dwc/terms/"
+        ids = [row.id for row in found]
+        assert len(set(ids)) == len(ids)
+        for row in found:
+            needed = ("eventDate", "decimalLatitude", "scientificName", "verbatimIdentification")
+            assert all(row.data[term + name] for name in needed)
+            (dna,) = row.extensions
+            assert dna.rowtype == "http://rs.gbif.org/terms/1.0/DNADerivedData"
+            assert dna.data["https://w3id.org/mixs/0000044"] == "12S rRNA"
+            assert set(dna.data["http://rs.gbif.org/terms/dna_sequence"]) <= set("ACGT")
+        far = [row for row in found if row.data[term + "organismQuantity"] == "36"]
+        assert [row.data[term + "scientificName"] for row in far] == ["incertae sedis"]
+
+
+def test_phyloseq_tables_fit_each_other(done):
+    def table(name):
+        with open(done[0] / "phyloseq" / name, newline="") as file:
+            return list(csv.reader(file, delimiter="\t"))
+
+    otu, tax, samples = table("otu_table.tsv"), table("tax_table.tsv"), table("sample_data.tsv")
+    assert [row[0] for row in otu] == [row[0] for row in tax]
+    assert all(len(row) == 8 for row in tax)
+    assert otu[0][1:] == [row[0] for row in samples[1:]]
+    assert [row[samples[0].index("is_control")] for row in samples[1:]] == [
+        "FALSE",
+        "FALSE",
+        "TRUE",
+    ]
+
+
+def test_text_files_have_a_line_for_each_record(done):
+    output, _, rows = done
+    with open(output / "taxonomy.tsv", newline="") as file:
+        lines = list(csv.reader(file, delimiter="\t"))
+    assert lines[0] == ["Feature ID", "Taxon", "Confidence"]
+    assert len(lines) == len(rows) + 1
+    assert all(len(line) == 3 and not line[1].endswith(";") for line in lines)
+    sintax = (output / "taxonomy.sintax.tsv").read_text().splitlines()
+    assert [line.split("\t")[0] for line in sintax] == list(rows)
+    assert all(line.count("\t") == 3 for line in sintax)
+    krona = [line.split("\t") for line in (output / "krona.txt").read_text().splitlines()]
+    assert sum(int(line[0]) for line in krona) == sum(row["reads"] for row in rows.values())
+    assert all(cell for line in krona for cell in line)
+    with open(output / "faire.tsv", newline="") as file:
+        faire = list(csv.DictReader(file, delimiter="\t"))
+    assert float(faire[0]["percent_match"]) > 95
+    assert faire[-1]["scientificName"] == "incertae sedis"
+    fasta = (output / "oriented.fasta").read_text().splitlines()
+    assert fasta[2] == ">q1 strand=minus"
+
+
+def row_of(best, kept, confidence=0.9):
+    row = {"sequence_id": "a", "confidence": confidence}
+    for rank, name in zip(RANKS, best, strict=True):
+        row[f"best_{rank}"] = name
+        row[f"confidence_{rank}"] = confidence if name else None
+    return row | {
+        r: n if at < kept else None for at, (r, n) in enumerate(zip(RANKS, best, strict=True))
+    }
+
+
+def test_lines_of_difficult_names():
+    row = row_of(["K", None, "C, x;y", None, None, None, "Aus bus"], 3)
+    assert qiime_taxon(row) == "k__K; p__; c__C, x,y"
+    assert sintax_line(row) == "a\tk:K(0.90),c:C_x_y(0.90),s:Aus_bus(0.90)\t+\tk:K,c:C_x_y\n"
+    assert krona_path(row) == ("K", "(no phylum)", "C, x;y")
+    assert qiime_taxon(row_of(["K"] + [None] * 6, 1)) == "k__K; p__"
+    nothing = row_of([None] * 7, 0, None)
+    assert qiime_taxon(nothing) == "Unassigned"
+    assert sintax_line(nothing) == "a\t\t\t\n"
+    assert krona_path(nothing) == ("Unassigned",)
+
+
+def test_dada2_table_is_turned_round(tmp_path):
+    sequence, other = "ACGTACGTACGTACGTACGTAAC", "GGGTACGTACGTACGTACGTAAC"
+    (tmp_path / "seqtab.csv").write_text(f'"","{sequence}","{other}"\n"S1",3,0\n"S2",1,2\n')
+    counts = read_counts(str(tmp_path / "seqtab.csv"))
+    assert counts.samples == ["S1", "S2"]
+    assert counts.matrix.toarray().tolist() == [[3, 1], [0, 2]]
+    assert counts.rows()[reverse_complement(other)] == 1
+
+
+def test_counts_that_are_none_are_refused(tmp_path):
+    for text, words in (("id\tS\na\t0.5\n", "not a count"), ("id\tS\na\t1\na\t2\n", "twice")):
+        (tmp_path / "t.tsv").write_text(text)
+        with pytest.raises(InputError, match=words):
+            read_counts(str(tmp_path / "t.tsv"))
+    (tmp_path / "s.tsv").write_text("sample\tlatitude\nX\t99\n")
+    with pytest.raises(InputError, match="no column names the samples"):
+        read_samples([str(tmp_path / "s.tsv")], ["Y"])
+    with pytest.raises(InputError, match="must be a number from -90 to 90"):
+        read_samples([str(tmp_path / "s.tsv")], ["X"])

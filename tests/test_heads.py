@@ -1,0 +1,138 @@
+"""Names by the heads of a fine-tuned model, alone and with references."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from bioscan_xla import run_classification_pipeline, run_finetuning_pipeline
+from bioscan_xla.classification.journal import read_rows
+from bioscan_xla.errors import BioscanError, ConfigError
+from bioscan_xla.reads.lineages import RANKS
+
+
+@pytest.fixture(scope="module")
+def tuned(data, model_folder):
+    """A fine-tuned model whose heads are the mean vectors of their classes."""
+    from safetensors.numpy import save_file
+
+    from bioscan_xla.classification.heads import load_heads
+    from bioscan_xla.encode.encoder import load_encoder
+    from bioscan_xla.encode.inference import embed_sequences
+    from bioscan_xla.encode.runtime import open_device
+    from bioscan_xla.reads.labels import learn_labels
+    from bioscan_xla.training.heldout import write_heldout
+
+    from .conftest import small_run
+
+    folder, _ = data
+    output = folder / "tuned"
+    run_finetuning_pipeline(
+        training_data_path=str(folder / "reference.parquet"),
+        model_output_path=str(output),
+        **{
+            key: value
+            for key, value in small_run("", str(model_folder), "").items()
+            if key not in ("train", "output", "num_epochs")
+        },
+        num_epochs=1,
+    )
+    rows = pq.read_table(folder / "reference.parquet").to_pylist()
+    lineages = [[row[rank] for rank in RANKS] for row in rows]
+    space, _ = learn_labels(lineages)
+    encoder = load_encoder(
+        str(model_folder), device=open_device("cpu", "float32"), adapter=str(output)
+    )
+    vectors = embed_sequences(encoder, [row["dna_sequence"] for row in rows])
+    centred = vectors - vectors.mean(1, keepdims=True)
+    unit = centred / np.sqrt((centred**2).mean(1, keepdims=True) + 1e-5)
+    middle = unit.mean(0)
+    layers = {}
+    for rank, (name, numbers) in enumerate(zip(RANKS, space.encode(lineages).T, strict=True)):
+        means = [unit[numbers == n].mean(0) - middle for n in range(space.num_classes[rank])]
+        weight = np.stack(means) * 10
+        layers[f"{name}.0.weight"] = np.ones(vectors.shape[1], np.float32)
+        layers[f"{name}.0.bias"] = np.zeros(vectors.shape[1], np.float32)
+        layers[f"{name}.2.weight"] = weight.astype(np.float32)
+        layers[f"{name}.2.bias"] = (-(weight @ middle) - (weight**2).sum(1) / 20).astype(np.float32)
+    save_file(layers, output / "heads.safetensors")
+    space.save(output / "labels.json")
+    assert load_heads(str(output)).labels == space
+    assert (output / "heldout.safetensors").is_file()  # of the few that fine-tuning held out
+    sequences = [row["dna_sequence"] for row in rows]
+    write_heldout(output, vectors, sequences, lineages, space.encode(lineages))
+    return output
+
+
+@pytest.mark.parametrize("reference", ["reference.parquet", ""])
+@pytest.mark.parametrize("method", ["heads", "both"])
+def test_heads_alone_and_with_references(data, tuned, tmp_path, method, reference):
+    folder, queries = data
+    if method == "both" and not reference:
+        return
+    run_classification_pipeline(
+        str(folder / "asv.fasta"),
+        str(folder / reference) if reference else "",
+        str(tmp_path / "out"),
+        model=str(tuned),
+        method=method,
+        num_trials=0,
+        device="cpu",
+        dtype="float32",
+        strand="both" if reference else "plus",
+    )
+    known = {tuple(lineage) for _, _, lineage in queries}
+    rows = {row["sequence_id"]: row for row in read_rows(tmp_path / "out")}
+    right = 0
+    for name, _, lineage in queries[:-1]:
+        best = tuple(rows[name][f"best_{rank}"] for rank in RANKS)
+        assert best in known
+        right += best[5] == lineage[5]
+    assert right >= (36 if method == "both" else 20)
+
+
+@pytest.mark.parametrize("method", ["heads", "both", "argmax"])
+def test_heads_are_calibrated_on_what_the_model_was_not_trained_on(data, tuned, tmp_path, method):
+    folder, _ = data
+    result = run_classification_pipeline(
+        str(folder / "asv.fasta"),
+        str(folder / "reference.parquet"),
+        str(tmp_path / "out"),
+        model=str(tuned),
+        method=method,
+        num_trials=200,
+        device="cpu",
+        dtype="float32",
+    )
+    assert result["calibration_trials"] == 200
+    rows = list(read_rows(tmp_path / "out"))
+    assert result["contradictions"] == sum(row["contradiction"] for row in rows)
+    if method != "argmax":
+        assert result["contradictions"] == 0
+    for row in rows:
+        confidence = [row[f"confidence_{rank}"] for rank in RANKS if row[f"best_{rank}"]]
+        assert confidence == sorted(confidence, reverse=True)
+        assert row["novelty"] is not None
+
+
+def test_a_foreign_label_space_is_refused(data, tuned, tmp_path):
+    folder, _ = data
+    table = pq.read_table(folder / "reference.parquet")
+    for rank in RANKS[3:]:
+        names = pa.array([f"Other{name.lower()}" for name in table[rank].to_pylist()])
+        table = table.set_column(table.column_names.index(rank), rank, names)
+    pq.write_table(table, tmp_path / "other.parquet")
+    with pytest.raises(BioscanError, match="share no name with the reference") as caught:
+        run_classification_pipeline(
+            str(folder / "asv.fasta"),
+            str(tmp_path / "other.parquet"),
+            str(tmp_path / "out"),
+            model=str(tuned),
+            method="both",
+        )
+    assert "order: the model knows 'Ordera', the reference 'Otherordera'" in str(caught.value)
+
+
+def test_heads_need_a_fine_tuned_model():
+    with pytest.raises(ConfigError, match="needs the heads of a fine-tuned model"):
+        run_classification_pipeline("x.fasta", "r.fasta", "out", method="heads")
