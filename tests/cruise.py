@@ -19,7 +19,7 @@ def mutate(sequence, share, rng):
     return "".join(letters)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def data(tmp_path_factory):
     """A reference of 4 families, 12 genera and 36 species; queries; counts; samples."""
     folder = tmp_path_factory.mktemp("classify")
@@ -73,7 +73,7 @@ def data(tmp_path_factory):
     return folder, queries
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def done(data):
     folder, _queries = data
     output = folder / "out"
