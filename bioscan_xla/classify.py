@@ -66,7 +66,11 @@ def summary(config: ClassifyConfig, result: dict[str, Any]) -> str:
     if result["contradictions"]:
         lines.append(f"{result['contradictions']:,} have names that contradict each other")
     if result["rejected"]:
-        reasons = ", ".join(f"{name} ({count:,})" for name, count in result["rejected"].items())
+        from .reads.cleaning import Code
+
+        reasons = ", ".join(
+            f"{Code(code).words} ({count:,})" for code, count in result["rejected"].items()
+        )
         lines.append(f"rejected (see rejected.parquet): {reasons}")
     if controls := result.get("controls"):
         what = "removed" if controls["removed"] else "kept and flagged"

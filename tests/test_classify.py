@@ -74,6 +74,18 @@ def test_a_damaged_file_leaves_the_names_of_what_came_before(data, tmp_path):
     assert (tmp_path / "out/taxonomy.tsv").is_file()
 
 
+def test_a_repeated_run_says_the_same(data, tmp_path, capsys):
+    folder, _ = data
+    words = ["--input", str(folder / "asv.fasta"), "--output", str(tmp_path / "out")]
+    words += ["--reference", str(folder / "reference.parquet"), "--num-trials", "0"]
+    told = []
+    for _again in range(2):
+        assert main(words) == 0
+        told.append(capsys.readouterr().out.splitlines()[1:])  # the first line has the time
+    assert told[0] == told[1]
+    assert "rejected (see rejected.parquet): not a nucleotide (1)" in told[1]
+
+
 def test_run_json_tells_the_reference(done):
     run = json.loads((done[0] / "run.json").read_text())
     assert len(run["reference"]["content_hash"]) == 64

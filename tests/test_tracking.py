@@ -1,8 +1,14 @@
-"""Weights & Biases: the real client offline; failures change nothing; no key is written."""
+"""Weights & Biases and TensorBoard: the real clients; failures change nothing, no key is written."""
 
 import logging
 
+import fsspec
+import numpy as np
+import pytest
+
 from bioscan_xla.embedding.tracking import Tracker
+
+from .conftest import tracked_scalars
 
 
 def test_offline_run_is_written_without_the_key(offline_wandb, monkeypatch, caplog):
@@ -41,3 +47,15 @@ def test_off_by_default(monkeypatch):
 
     monkeypatch.setattr(wandb, "init", lambda **_: 1 / 0)
     Tracker("none", "tests", {}, ".").log({"a": 1})
+
+
+def test_tensorboard_beside_a_remote_database(tmp_path):
+    pytest.importorskip("tensorboard")
+    files = fsspec.filesystem("memory")
+    tracker = Tracker("tensorboard", "tests", {"model": "small"}, "memory://tracked/vectors.db")
+    for number in range(40):  # several flushes
+        tracker.log({"embed/sequences": number, "embed/speed": 2.5}, np.array([1.0, 2.0]))
+    tracker.finish()
+    files.get("memory://tracked/vectors.db/tensorboard", str(tmp_path), recursive=True)
+    assert tracked_scalars(tmp_path)["embed/sequences"] == list(range(40))
+    files.rm("memory://tracked", recursive=True)

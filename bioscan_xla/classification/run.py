@@ -29,6 +29,7 @@ from ..reads.files import count_rows, metadata_schema
 from ..reads.inputs import name_inputs, source_key
 from ..reads.raw import ReadOptions
 from ..reads.records import Chunk, read_chunks
+from ..reads.shares import by_source, mark
 from ..stopping import Stop, stop_on_signal
 from ..table.rejections import Rejections
 from .calibration import LENGTH_BANDS_BP, Calibration
@@ -177,12 +178,14 @@ def _name_input(
     schema = metadata_schema(sources, reading)
     rule = f"{sorted(config.columns.items())} {config.min_length_bp} {config.max_n_fraction}"
     rejections = Rejections(config.output, "embeddings", rule=rule, sources=set(names.values()))
-    done = _done_by_path(journal, rejections, names)
+    rejected = rejections.done()
+    done = _done_by_path(journal, rejected, names)
     already = sum(int(rows.sum()) for rows in done.values())
     if already:
         log.info("resuming: %d records are done already", already)
     chunks = read_chunks(sources, reading, schema, done=done, known_ids=journal.ids(), names=names)
     tally: Counter = Counter(interrupted=0, read=already)
+    tally.update(_rejected_before(rejected, names))
     total = count_rows(sources)
     hidden = None if on_progress is None else True
     bar = tqdm(total=total, initial=already, unit="seq", disable=hidden)
@@ -206,21 +209,20 @@ def _name_input(
 
 
 def _done_by_path(
-    journal: Journal, rejections: Rejections, names: Mapping[str, str]
+    journal: Journal, rejected: pa.Table, names: Mapping[str, str]
 ) -> dict[str, np.ndarray]:
-    done = {source_key(source): rows for source, rows in journal.done().items()}
-    rejected: dict[str, list[int]] = {}
-    for row in rejections.done().select(["source", "row"]).to_pylist():
-        rejected.setdefault(source_key(row["source"]), []).append(row["row"])
-    result = {}
-    for path, name in names.items():
-        rows = done.get(source_key(name), np.zeros(0, bool))
-        more = rejected.get(source_key(name), [])
-        bitmap = np.zeros(max(len(rows), max(more, default=-1) + 1), bool)
-        bitmap[: len(rows)] = rows
-        bitmap[more] = True
-        result[path] = bitmap
-    return result
+    parts = {source_key(source): [rows.nonzero()[0]] for source, rows in journal.done().items()}
+    for batch in rejected.to_batches():
+        for source, rows in by_source(batch):
+            parts.setdefault(source_key(source), []).append(rows)
+    return {path: mark(parts.get(source_key(name), [])) for path, name in names.items()}
+
+
+def _rejected_before(rejected: pa.Table, names: Mapping[str, str]) -> Counter:
+    """How many records of these files were rejected by earlier runs, by reason."""
+    ours = set(map(source_key, names.values()))
+    codes = zip(rejected["source"].to_pylist(), rejected["code"].to_pylist(), strict=True)
+    return Counter(f"rejected:{code}" for source, code in codes if source_key(source) in ours)
 
 
 def _name_chunk(
