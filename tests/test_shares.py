@@ -334,3 +334,26 @@ def test_a_run_that_is_refused_takes_nobodys_place(tmp_path, options, monkeypatc
     monkeypatch.setattr(Store, "append", refused_meanwhile)
     run_embedding_pipeline(source, db, commit_rows=20, **options)
     assert sum(stored(db).values()) == 60
+
+
+def test_processes_that_were_given_other_files_are_refused(tmp_path, options, caplog):
+    write_files(tmp_path / "in", [9000, 60])
+    one, both, db = str(tmp_path / "in/part0.parquet"), str(tmp_path / "in"), str(tmp_path / "db")
+
+    def run(source, index, **more):
+        more = {"process_index": index, "process_count": 2, **options, **more}
+        return run_embedding_pipeline(source, db, **more)
+
+    run(both, 0, max_sequences=1)
+    claim = tmp_path / "db/embeddings-0.run.json"
+    running = claim.read_text().replace('"finished": true', '"finished": false')
+    claim.write_text(running)  # as after a kill
+    with pytest.raises(TableError, match=r"only process 0 reads part1.parquet.*same --input"):
+        run(one, 1, max_sequences=1)
+    assert not (tmp_path / "db/embeddings-1.run.json").exists()
+    run(both, 1, max_sequences=1)
+    run(one, 1, max_sequences=1, reshare=True)
+    claim.write_text(running.replace('"finished": false', '"finished": true'))
+    caplog.clear()
+    run(one, 1, max_sequences=1)
+    assert "was given other files than process 0: only process 0 reads part1.parquet" in caplog.text

@@ -1,4 +1,4 @@
-"""Weights & Biases and TensorBoard: the real clients; failures change nothing, no key is written."""
+"""Weights & Biases and TensorBoard, the real clients: failures change nothing, no key is left."""
 
 import logging
 

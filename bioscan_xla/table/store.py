@@ -117,7 +117,7 @@ class Store:
                 if table.count_rows() and _process_count(table) and not reshare:
                     raise _other_count(uri, name, table, share.count)
                 table.update_field_metadata({"path": "source", "metadata": count})
-            claim = Claim(uri, name, share.index)
+            claim = Claim(uri, name, share, names.values(), reshare)
             # Only now: rows that a run before this one still commits must be seen.
             table.checkout_latest()
         except (OSError, RuntimeError, ValueError) as error:
@@ -300,6 +300,9 @@ class Store:
                 else:
                     self.table.create_index("vector", config=IvfRq(distance_type="cosine"))
             self.table.optimize()
+            self.claim.finish()
+        except TableError:  # another run has taken this one's place: it will say so itself
+            return
         except (OSError, RuntimeError, ValueError) as error:
             # The rows are safe; another process may be compacting at the same moment.
             log.warning("the table is complete but not compacted or indexed: %s", error)
