@@ -47,7 +47,7 @@ class Running:
 @contextmanager
 def running(**options):
     """Serve with these options until the end of the block."""
-    config = ServeConfig(port=0, device="cpu", dtype="float32", **options)
+    config = ServeConfig(**{"port": 0, "device": "cpu", "dtype": "float32", **options})
     listening = _bind(config)
     service = Service(config)
     service.load()

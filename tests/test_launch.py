@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from bioscan_xla.cli import parse
-from bioscan_xla.options import EmbedConfig, FinetuneConfig
+from bioscan_xla.options import EmbedConfig, FinetuneConfig, ServeConfig
 
 from .conftest import ROOT
 
@@ -193,6 +193,33 @@ def test_the_slice_runs_one_fine_tuning_on_all_its_hosts(monkeypatch):
     mounts = pod["spec"]["containers"][0]["volumeMounts"]
     (kept,) = [m["name"] for m in mounts if config.output.startswith(m["mountPath"] + "/")]
     assert "persistentVolumeClaim" in volumes[kept]
+
+
+def test_the_server_of_kubernetes():
+    """Each object by Kubernetes' own schema; what they say of one another fits."""
+    validator = pytest.importorskip("kubernetes_validate", reason="no kubernetes-validate")
+    objects = list(yaml.safe_load_all((LAUNCH / "kubernetes-serve.yaml").read_text()))
+    for item in objects:
+        validator.validate(item, "1.33", strict=True)
+    by_kind = {item["kind"]: item["spec"] for item in objects}
+    template = by_kind["Deployment"]["template"]
+    labels, pod = template["metadata"]["labels"], template["spec"]
+    (container,) = pod["containers"]
+    assert container["command"] == ["python", "-m", "bioscan_xla.serve"]
+    config = parse(ServeConfig, container["args"], "serve")
+    (port,) = container["ports"]
+    assert (config.host, config.port) == ("0.0.0.0", port["containerPort"])
+    for probe, path in (("startup", "ready"), ("readiness", "ready"), ("liveness", "live")):
+        asked = container[f"{probe}Probe"]["httpGet"]
+        assert asked == {"path": f"/health/{path}", "port": port["name"]}
+    # Its key is a secret; it has time to take itself off the list and to finish.
+    assert all("value" not in item for item in container["env"] if item["name"].endswith("_KEY"))
+    wait = int(container["lifecycle"]["preStop"]["exec"]["command"][-1])
+    assert pod["terminationGracePeriodSeconds"] > wait + config.drain_seconds
+    for kind in ("Deployment", "PodDisruptionBudget"):
+        assert by_kind[kind]["selector"]["matchLabels"] == labels
+    assert by_kind["Service"]["selector"] == labels
+    assert by_kind["Service"]["ports"][0]["targetPort"] == port["name"]
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import httpx
+import numpy as np
 import pytest
 
 pytest.importorskip("fastapi", reason="fastapi is not installed: pip install 'bioscan_xla[serve]'")
@@ -18,6 +19,7 @@ from bioscan_xla.errors import TableError
 from bioscan_xla.sample import write_sample
 from bioscan_xla.table.neighbours import open_table
 
+from .conftest import ROOT, run_python
 from .serving import free_port, until
 
 SEQUENCE = "ACGTTGCATGCCATTGACCTAGGATCCAAGTCGATTACGCTAGCTAACGGTT"
@@ -108,3 +110,25 @@ def end_while_requests_wait(process, client):
     assert "finishing 3 requests" in log
     for secret in ("secret-key", SEQUENCE, "Traceback"):
         assert secret not in log
+
+
+@pytest.mark.xla
+@pytest.mark.slow
+def test_on_xla_nothing_is_compiled_once_it_is_ready(model_folder, sequences, expected, tmp_path):
+    usable = [
+        at for at, text in enumerate(sequences) if len(text) >= 20 and text.strip("N") == text
+    ]
+    (tmp_path / "texts").write_text("\n".join(sequences[at] for at in usable))
+    words = [model_folder, tmp_path / "texts", tmp_path / "vectors.npy"]
+    environment = {"PJRT_DEVICE": "CPU", "CPU_NUM_DEVICES": "1", "PYTHONPATH": str(ROOT)}
+    told = json.loads(
+        run_python("-m", "tests.xla_serve", *words, cwd=ROOT, env=environment).stdout.splitlines()[
+            -1
+        ]
+    )
+    ready, served = told["counted"]
+    assert told["kind"] == "xla"
+    assert ready["compiles"] >= 2
+    assert served == ready  # and no operation fell back to the host
+    found = np.load(tmp_path / "vectors.npy")
+    np.testing.assert_allclose(found, expected[usable], atol=2e-4)
