@@ -1,19 +1,28 @@
 """Names by classify beside those of other programs, on one split, in one run.
 
-`python tests/bench/naming.py FILE.parquet [--references 15000] [--queries 1000] [--seed 0]
-[--model FOLDER]` holds out 5 % of the genera, draws references from the others, and queries from
-what is left: of known genera, and `--novel` (a share) of the held-out ones. No query is identical
-to a reference. Named by: classify; vsearch SINTAX and vsearch's global search, where vsearch is
-installed; naive Bayes of 7-mers as q2-feature-classifier sets it up; the nearest in 6-mer counts.
+`python tests/bench/naming.py FILE.parquet [--seeds 21 22 23] [--methods kmer sintax ...]` holds out
+5 % of the genera, draws references from the others, and queries from what is left: of known genera,
+and `--novel` (a share) of the held-out ones. No query is identical to a reference. Named by:
+`kmer`, classify without a model; `encoder`, with an encoder; `heads`, `both`, `argmax`, with a
+fine-tuned one; `sintax` and `global`, vsearch; `bayes`, naive Bayes of 7-mers as
+q2-feature-classifier sets it up; `six`, the nearest in 6-mer counts. Encoder and heads are trained
+first, on the references alone (small_encoder.py, then fine-tuning), so that no query was seen.
+
+What was measured is kept in `--work` and not measured again. Over several seeds each figure is the
+mean, with the standard deviation.
 
 accuracy: before truncation, over the queries of genera that are not held out whose name at the
 rank is known; a name that is absent from the references counts as wrong. named: share of queries
 of known genera that keep a genus at the default cutoff; precision: of all kept genera; novel
-named: queries of genera that the references lack which are given one.
+named: queries of genera that the references lack which are given one. calibration error: of 15
+bins, over the queries of all seeds; beside it that of a perfect confidence on as many queries,
+which is not zero.
 """
 
 import argparse
+import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -31,6 +40,8 @@ from bioscan_xla.reads.lineages import RANKS, known_lineage
 from bioscan_xla.training.metrics import calibration_error
 
 GENUS = RANKS.index("genus")
+OURS = ["kmer", "encoder", "heads", "both", "argmax"]
+METHODS = [*OURS, "sintax", "global", "bayes", "six"]
 
 
 def draw(path, num_references, num_queries, novel, seed):
@@ -83,16 +94,36 @@ def timed(command, **options):
     return time.monotonic() - started, usage.ru_maxrss / 1024
 
 
-def by_classify(work, queries, novel, model, threads):
-    """Names, confidence, kept, novelty, and cost; calibration is timed apart."""
+def train(work):
+    """An encoder and heads that have seen the references only; their folders."""
+    here = Path(__file__).parent
+    encoder, tuned = work / "encoder", work / "tuned"
+    if not (encoder / "config.json").is_file():
+        command = [sys.executable, str(here / "small_encoder.py"), str(work / "references.parquet")]
+        subprocess.run([*command, "--output", str(encoder), "--all"], check=True)
+    if not (tuned / "heads.safetensors").is_file():
+        config = here.parents[1] / "configs" / "finetune_small.yaml"
+        command = [sys.executable, str(here.parents[1] / "launch" / "finetune.py")]
+        command += ["--config", str(config), "--model", str(encoder), "--output", str(tuned)]
+        command += ["--train", str(work / "references.parquet"), "--device", "cpu"]
+        subprocess.run(command, check=True)
+    return encoder, tuned
+
+
+def by_classify(work, queries, novel, method):
+    """Names, confidence, kept, novelty, and cost; what is done once a reference is timed apart."""
     command = [sys.executable, "-m", "bioscan_xla.classify", "--input", str(work / "queries.fasta")]
     command += ["--reference", str(work / "references.parquet"), "--novel-share", str(novel)]
-    command += ["--model", model] if model else []
+    if method != "kmer":
+        encoder, tuned = train(work)
+        command += ["--model", str(encoder if method == "encoder" else tuned)]
+        command += [] if method == "encoder" else ["--method", method]
     costs = []
     for number in range(2):  # the second finds vectors and trials of the reference
-        output = str(work / f"out{number}")
+        output = str(work / f"{method}{number}")
+        shutil.rmtree(output, ignore_errors=True)
         costs.append(timed([*command, "--output", output], stdout=subprocess.DEVNULL))
-    found = {row["sequence_id"]: row for row in read_rows(work / "out1")}
+    found = {row["sequence_id"]: row for row in read_rows(work / f"{method}1")}
     rows = [found[name] for name, _, _ in queries]
     return {
         "best": [[row[f"best_{rank}"] for rank in RANKS] for row in rows],
@@ -100,7 +131,7 @@ def by_classify(work, queries, novel, model, threads):
             [[row[f"confidence_{rank}"] or 0.0 for rank in RANKS] for row in rows]
         ),
         "kept": np.array([[row[rank] is not None for rank in RANKS] for row in rows]),
-        "novelty": np.array([row["novelty"] for row in rows]),
+        "novelty": np.array([row["novelty"] or 0.0 for row in rows]),
         "seconds": costs[1][0],
         "megabytes": costs[1][1],
         "once": costs[0][0] - costs[1][0],
@@ -225,107 +256,127 @@ def by_six_mers(queries):
     }
 
 
-def describe(name, result, queries):
-    """Lines of the table."""
+def name(method, work, queries, unknown):
+    """Names by one method."""
+    threads = str(len(os.sched_getaffinity(0)))
+    if method == "sintax":
+        return by_sintax(work, queries, threads)
+    if method == "global":
+        return by_global_search(work, queries, threads)
+    if method == "bayes":
+        return by_naive_bayes(queries)
+    return by_six_mers(queries) if method == "six" else by_classify(work, queries, unknown, method)
+
+
+def measure(result, queries):
+    """Figures of one method on one split."""
     truth = [row[2] for row in queries]
     present = [{row[2][rank] for row in REFERENCES} for rank in range(7)]
     is_new = np.array([lineage[GENUS] not in present[GENUS] for lineage in truth])
     of_genus = np.array([lineage[GENUS] is not None for lineage in truth])
     held = np.array([lineage[GENUS] in HELD for lineage in truth])
-    accuracy, f1, errors = [], [], []
-    for rank in range(1, 7):
+    figures, judged = {}, {}
+    for rank, name in list(enumerate(RANKS))[1:]:
         rows = [at for at in range(len(truth)) if truth[at][rank] and not held[at]]
-        right = [result["best"][at][rank] == truth[at][rank] for at in rows]
-        accuracy.append(np.mean(right))
+        figures[name] = np.mean([result["best"][at][rank] == truth[at][rank] for at in rows])
         pairs = [(truth[at][rank], result["best"][at][rank] or "-") for at in rows]
-        f1.append(
-            f1_score(
-                *zip(*pairs, strict=True),
-                average="macro",
-                zero_division=0,
-                labels=sorted({pair[0] for pair in pairs}),
-            )
-        )
+        classes = sorted({pair[0] for pair in pairs})
+        options = {"average": "macro", "zero_division": 0, "labels": classes}
+        figures[f"macro-F1 {name}"] = f1_score(*zip(*pairs, strict=True), **options)
         if "confidence" in result:
             rows = [at for at in range(len(truth)) if truth[at][rank] and result["best"][at][rank]]
-            right = np.array([result["best"][at][rank] == truth[at][rank] for at in rows])
-            errors.append(calibration_error(result["confidence"][rows, rank], right))
-    chains = [set() for _ in range(7)]
-    for row in REFERENCES:
-        for rank in range(1, 7):
-            chains[rank].add((row[2][rank - 1], row[2][rank]))
-    wrong = np.mean(
+            right = [result["best"][at][rank] == truth[at][rank] for at in rows]
+            judged[name] = [np.round(result["confidence"][rows, rank], 4).tolist(), right]
+    chains = [{row[2][rank - 1 : rank + 1] for row in REFERENCES} for rank in range(7)]
+    figures["contradictions"] = np.mean(
         [
             any(a and b and (a, b) not in chains[r] for r, (a, b) in enumerate(pairwise(x), 1))
             for x in result["best"]
         ]
     )
-    print(f"{name:16}" + "".join(f"{value:7.3f}" for value in accuracy), end="")
-    print(f"   macro-F1 genus {f1[4]:.3f} species {f1[5]:.3f}, contradictions {wrong:.3f}")
     if "kept" in result:
         kept = result["kept"][:, GENUS]
         right = np.array([b[GENUS] == t[GENUS] for b, t in zip(result["best"], truth, strict=True)])
-        print(
-            f"{'':16} genus named {kept[~is_new & of_genus].mean():.3f}, precision "
-            f"{right[kept & of_genus].mean():.3f}, "
-            f"novel named {kept[is_new & of_genus].mean():.3f}; "
-            f"calibration error {' '.join(f'{value:.3f}' for value in errors)}"
-        )
+        figures["named"] = kept[~is_new & of_genus].mean()
+        figures["precision"] = right[kept & of_genus].mean()
+        figures["novel named"] = kept[is_new & of_genus].mean()
     lengths = np.array([len(row[1]) for row in queries])
-    areas = []
     for low, high in ((0, 300), (300, 600), (600, 10**9)):
         rows = of_genus & (lengths > low) & (lengths <= high)
-        enough = min((is_new & rows).sum(), (~is_new & rows).sum()) >= 5
-        area = roc_auc_score(is_new[rows], result["novelty"][rows]) if enough else float("nan")
-        areas.append(f"{low}+ bp {area:.3f}")
-    cost = f"{1000 * result['seconds'] / len(queries):.1f} s a thousand"
-    cost += f", {result['megabytes']:.0f} MB" if "megabytes" in result else ""
-    cost += f", once a reference {result['once']:.0f} s" if "once" in result else ""
-    print(f"{'':16} novelty AUROC {', '.join(areas)}; {cost}", flush=True)
+        if min((is_new & rows).sum(), (~is_new & rows).sum()) >= 5:
+            figures[f"AUROC {low}+ bp"] = roc_auc_score(is_new[rows], result["novelty"][rows])
+    figures["seconds a thousand"] = 1000 * result["seconds"] / len(queries)
+    figures |= {key: result[key] for key in ("megabytes", "once") if key in result}
+    return {"figures": {key: float(value) for key, value in figures.items()}, "judged": judged}
+
+
+def describe(method, found):
+    """Print the figures of a method over all seeds."""
+    print(f"\n{method}")
+    for key in dict.fromkeys(key for each in found for key in each["figures"]):
+        values = [each["figures"][key] for each in found if key in each["figures"]]
+        digits = 0 if key in ("megabytes", "once") else 1 if "seconds" in key else 3
+        spread = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
+        print(f"  {key:22}{np.mean(values):9.{digits}f}{spread}")
+    rng = np.random.default_rng(0)
+    for rank in found[0]["judged"]:
+        confidence = np.concatenate([each["judged"][rank][0] for each in found])
+        right = np.concatenate([each["judged"][rank][1] for each in found])
+        error = calibration_error(confidence, right)
+        least = np.mean(
+            [calibration_error(confidence, rng.random(len(right)) < confidence) for _ in range(50)]
+        )
+        print(f"  calibration error {rank:8}{error:5.3f}, of a perfect confidence {least:.3f}")
+
+
+def prepare(options, seed):
+    """Draw a split and write its files; the folder, the queries, and the share of new genera."""
+    global REFERENCES, HELD
+    work = options.work / f"{options.file.stem}-{seed}"
+    work.mkdir(parents=True, exist_ok=True)
+    REFERENCES, queries = draw(
+        options.file, options.references, options.queries, options.novel, seed
+    )
+    genera = {row[2][GENUS] for row in REFERENCES}
+    HELD = {row[2][GENUS] for row in queries[-round(options.novel * options.queries) :]} - genera
+    if not (work / "queries.fasta").is_file():
+        columns = {rank: [row[2][at] for row in REFERENCES] for at, rank in enumerate(RANKS)}
+        ids, sequences, _ = zip(*REFERENCES, strict=True)
+        table = pa.table({"sequence_id": ids, "dna_sequence": sequences, **columns})
+        pq.write_table(table, work / "references.parquet")
+        write_fasta(work / "references.fasta", REFERENCES)
+        write_fasta(work / "queries.fasta", queries)
+    unknown = np.mean([row[2][GENUS] not in genera for row in queries if row[2][GENUS]])
+    print(
+        f"{options.file.name}, seed {seed}: {len(REFERENCES):,} references, {len(queries):,} "
+        f"queries, {100 * unknown:.0f} % of genera that the references lack",
+        flush=True,
+    )
+    return work, queries, float(unknown)
 
 
 def main():
     """Print the table."""
-    global REFERENCES, HELD
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("file", type=Path)
     parser.add_argument("--references", type=int, default=15_000)
     parser.add_argument("--queries", type=int, default=1_000)
     parser.add_argument("--novel", type=float, default=0.2)
-    parser.add_argument("--model")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--skip", nargs="*", default=[], help="bayes, vsearch, six")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[21])
+    parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS)
     parser.add_argument("--work", type=Path, default=Path("naming-bench"))
     options = parser.parse_args()
-    work = options.work / f"{options.file.stem}-{options.seed}"
-    work.mkdir(parents=True, exist_ok=True)
-    REFERENCES, queries = draw(
-        options.file, options.references, options.queries, options.novel, options.seed
-    )
-    genera = {row[2][GENUS] for row in REFERENCES}
-    HELD = {row[2][GENUS] for row in queries[-round(options.novel * options.queries) :]} - genera
-    columns = {rank: [row[2][at] for row in REFERENCES] for at, rank in enumerate(RANKS)}
-    ids, sequences, _ = zip(*REFERENCES, strict=True)
-    table = pa.table({"sequence_id": ids, "dna_sequence": sequences, **columns})
-    pq.write_table(table, work / "references.parquet")
-    write_fasta(work / "references.fasta", REFERENCES)
-    write_fasta(work / "queries.fasta", queries)
-    unknown = np.mean([row[2][GENUS] not in genera for row in queries if row[2][GENUS]])
-    print(
-        f"{options.file.name}, seed {options.seed}: {len(REFERENCES):,} references, "
-        f"{len(queries):,} queries, {100 * unknown:.0f} % of genera that the references lack"
-    )
-    print(f"{'':16}" + "".join(f"{rank:>7}" for rank in RANKS[1:]), flush=True)
-    threads = str(len(os.sched_getaffinity(0)))
-    named = by_classify(work, queries, float(unknown), options.model, threads)
-    describe("classify", named, queries)
-    if "vsearch" not in options.skip:
-        describe("vsearch sintax", by_sintax(work, queries, threads), queries)
-        describe("vsearch global", by_global_search(work, queries, threads), queries)
-    if "six" not in options.skip:
-        describe("6-mer nearest", by_six_mers(queries), queries)
-    if "bayes" not in options.skip:
-        describe("naive Bayes", by_naive_bayes(queries), queries)
+    found = {method: [] for method in options.methods}
+    for seed in options.seeds:
+        work, queries, unknown = prepare(options, seed)
+        for method in options.methods:
+            kept = work / f"{method}.json"
+            if not kept.is_file():
+                result = name(method, work, queries, unknown)
+                kept.write_text(json.dumps(measure(result, queries)))
+            found[method].append(json.loads(kept.read_text()))
+    for method, each in found.items():
+        describe(method, each)
 
 
 if __name__ == "__main__":
