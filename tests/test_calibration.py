@@ -1,5 +1,7 @@
 """Confidence against a known truth, temperatures, and heads by themselves."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -33,7 +35,8 @@ def made_up(rng, num, novel_share, whole_share=0.0):
     new = np.zeros((num, len(RANKS)), bool)
     new[:, GENUS:] = novel[:, None]
     every = np.ones((num, len(RANKS)), bool)
-    return Trials(features, every, correct, new, every, np.full(num, 500), whole)
+    genus = rng.integers(0, num // 4, num)
+    return Trials(features, every, correct, new, every, np.full(num, 500), whole, genus)
 
 
 @pytest.mark.parametrize("novel_share", [0.02, 0.2, 0.5])
@@ -50,7 +53,29 @@ def test_confidence_is_the_share_of_right_names_and_never_rises(novel_share):
         if kept.any():
             assert (queries.correct[kept, rank] == 1).mean() >= 0.93
     given = confidence[queries.novel[:, GENUS], GENUS] >= fitted.thresholds[GENUS]
-    assert given.mean() <= 0.06
+    assert given.mean() <= 0.05
+
+
+def test_a_few_genera_decide_less_than_many():
+    """Where all sequences of a genus fare alike, the share that is named is less sure."""
+    rng = np.random.default_rng(5)
+    trials = made_up(rng, 3000, 0.0, whole_share=0.5)
+    few = dataclasses.replace(trials, genus=np.arange(3000) % 12)
+    near = few.whole_genus & (few.genus < 3)  # these have near relatives
+    identity = RANK_FEATURES.index("identity")
+    trials.features[near, :, identity] = rng.normal(0.955, 0.02, (near.sum(), 1))
+    thresholds = [
+        calibrate(each, novel_share=0.3, precision=0.9).thresholds[GENUS] for each in (trials, few)
+    ]
+    assert thresholds[1] > thresholds[0]
+
+
+def test_where_every_name_may_be_kept_the_threshold_is_the_least():
+    trials = made_up(np.random.default_rng(6), 2000, 0.0)
+    right = trials.correct.copy()
+    right[:, 0] = 1  # the highest rank is always right, and its confidence the same for all
+    fitted = calibrate(dataclasses.replace(trials, correct=right), novel_share=0.0, precision=0.9)
+    assert fitted.thresholds[0] == 0.5
 
 
 def test_trials_are_mixed_to_the_expected_share_of_unknown_genera():

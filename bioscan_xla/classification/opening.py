@@ -99,8 +99,6 @@ def calibrate_namer(config: ClassifyConfig, namer: Namer) -> Calibration:
             _ENOUGH_TRIALS,
             config.precision,
         )
-    told = tell_thresholds(calibration)
-    log.info("least confidence by rank: %s", ", ".join(f"{r} {t}" for r, t in told.items()))
     return calibration
 
 
