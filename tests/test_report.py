@@ -1,20 +1,25 @@
 """The report page: what it says, and what a browser shows of it."""
 
+import dataclasses
+import itertools
 import json
 import re
 import shutil
 import subprocess
+from importlib import resources
 
 import numpy as np
 import pytest
 from scipy import sparse
 
+from bioscan_xla import classification
 from bioscan_xla.classification.counts import Counts, Sample
 from bioscan_xla.classification.overview import summarise
 from bioscan_xla.classification.report import methods_text, page_data, render, write_report
 from bioscan_xla.reads.lineages import RANKS
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+TEXTS = ("ink", "soft", "faint", "accent", "warm", "bad")
 FISH = ("Animalia", "Chordata", "Actinopteri", "Gadiformes", "Gadidae", "Gadus", "Gadus morhua")
 WORM = ("Animalia", "Annelida", "Polychaeta", "Sabellida", "Siboglinidae", None, None)
 NOTHING = (None,) * 7
@@ -170,6 +175,59 @@ def test_a_hundred_thousand_sequences_stay_small(tmp_path):
     assert "A random 100,000 of 104,000 sequences are drawn" in data
 
 
+def luminance(colour):
+    """Relative luminance, https://www.w3.org/TR/WCAG21/#dfn-relative-luminance."""
+    digits = colour.lstrip("#")
+    digits = "".join(d * 2 for d in digits) if len(digits) == 3 else digits
+    values = [int(digits[at : at + 2], 16) / 255 for at in (0, 2, 4)]
+    parts = [v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in values]
+    return 0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2]
+
+
+def contrast(one, other):
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_text_has_the_contrast_of_wcag_aa():
+    css = (resources.files(classification) / "page" / "page.css").read_text()
+    schemes = [dict(re.findall(r"--([\w-]+): (#\w+)", block)) for block in css.split("}")[:2]]
+    for scheme in schemes:
+        pairs = [(text, back) for text in TEXTS for back in ("bg", "panel")]
+        pairs.append(("on-accent", "accent"))
+        ratios = {pair: contrast(*(scheme[name] for name in pair)) for pair in pairs}
+        assert min(ratios.values()) >= 4.5, ratios
+
+
+def browse(page, folder, *options):
+    """The document as it is after its script has run."""
+    return subprocess.run(
+        [
+            CHROMIUM,
+            *("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", *options),
+            *("--disable-background-networking", "--virtual-time-budget=3000", "--dump-dom"),
+            f"--user-data-dir={folder / 'profile'}",
+            page.as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    ).stdout
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
+def test_labels_of_the_map_keep_apart_in_a_narrow_window(tmp_path):
+    north = [dataclasses.replace(sample, latitude=78.0) for sample in SAMPLES]
+    write_report(tmp_path / "report.html", summarise(rows(), north, COUNTS), RUN)
+    shown = browse(tmp_path / "report.html", tmp_path, "--window-size=500,900")
+    labels = re.findall(r'class="degrees" x="([-.\d]+)" y="([-.\d]+)">([^<]+)<', shown)
+    assert len(labels) > 4
+    for (x, y, text), (x2, y2, _) in itertools.permutations(labels, 2):
+        is_beside = float(x2) >= float(x) + 6.5 * len(text) or float(x2) < float(x)
+        assert is_beside or abs(float(y) - float(y2)) > 12, labels
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
 @pytest.mark.parametrize("kind", ["whole", "bare", "empty"])
 def test_browser_shows_it(kind, tmp_path):
@@ -180,19 +238,7 @@ def test_browser_shows_it(kind, tmp_path):
     }[kind]()
     run = RUN if kind == "whole" else {key: RUN[key] for key in RUN if key != "controls"}
     write_report(tmp_path / "report.html", overview, run)
-    shown = subprocess.run(
-        [
-            CHROMIUM,
-            *("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run"),
-            *("--disable-background-networking", "--virtual-time-budget=3000", "--dump-dom"),
-            f"--user-data-dir={tmp_path / 'profile'}",
-            (tmp_path / "report.html").as_uri(),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=True,
-    ).stdout
+    shown = browse(tmp_path / "report.html", tmp_path)
     shown = re.sub(r'<script type="application/json".*?</script>', "", shown, flags=re.DOTALL)
     assert 'data-ready="true"' in shown, "the script broke off"
     assert '<h1 id="title">cruise.fasta</h1>' in shown

@@ -178,8 +178,11 @@ function drawSunburst(node) {
 function chooseSample(sample) {
   chosen = sample;
   $("sample").value = String(sample);
-  for (const site of document.querySelectorAll(".site")) site.classList.toggle("on", Number(site.dataset.sample) === sample);
+  markSites();
   showComposition();
+}
+function markSites() {
+  for (const site of document.querySelectorAll(".site")) site.classList.toggle("on", Number(site.dataset.sample) === chosen);
 }
 $("sample").append(make("option", { value: -1 }, "all samples"), ...D.samples.map((s, i) => make("option", { value: i }, s.name + (s.control ? " (control)" : ""))));
 $("sample").addEventListener("change", () => chooseSample(Number($("sample").value)));
@@ -204,9 +207,19 @@ if (!sites.length && !deep.length) hide("places");
 else {
   if (sites.length) drawMap(); else $("map").parentElement.remove();
   if (deep.length) drawDepth(); else $("depth").parentElement.remove();
+  let width = innerWidth;
+  addEventListener("resize", () => {
+    if (innerWidth === width) return;
+    width = innerWidth;
+    if (sites.length) drawMap();
+    if (deep.length) drawDepth();
+    markSites();
+  });
 }
 function drawMap() {
-  const svg = $("map"), W = 640, H = 430;
+  // As many units as pixels, so that labels have one size in every window.
+  const svg = $("map"), W = Math.round(svg.clientWidth) || 640, H = Math.round(Math.max(260, W * 0.67));
+  svg.replaceChildren();
   svg.setAttribute("viewBox", `0 0 ${W} ${H}`);
   const lats = sites.map((s) => s.latitude);
   // Across the date line the shorter way round is taken.
@@ -228,12 +241,18 @@ function drawMap() {
     }
     if (d) svg.append(draw("path", { class: "land", d }));
   }
-  const step = [0.5, 1, 2, 5, 10, 20, 30].find((s) => span / s < 8) || 45;
-  for (let lon = Math.ceil((x0 - span) / step) * step; lon < x0 + span; lon += step) {
-    svg.append(draw("line", { class: "axis", x1: X(lon), x2: X(lon), y1: 0, y2: H }), draw("text", { x: X(lon) + 3, y: H - 5 }, `${Math.abs(((lon + 540) % 360) - 180)}°${((lon + 540) % 360) - 180 < 0 ? "W" : "E"}`));
+  // The finest steps whose labels have room: 60 pixels side by side, 40 above each other.
+  const stepOf = (room, degree) => [0.5, 1, 2, 5, 10, 20, 30].find((s) => s * degree >= room) || 45;
+  const east = stepOf(60, squeeze * scale), north = stepOf(40, scale), half = W / (2 * squeeze * scale);
+  const label = (x, y, text) => draw("text", { class: "degrees", x, y }, text);
+  for (let lon = Math.ceil((x0 - half) / east) * east; X(lon) < W; lon += east) {
+    const value = ((lon + 540) % 360) - 180;
+    svg.append(draw("line", { class: "axis", x1: X(lon), x2: X(lon), y1: 0, y2: H }));
+    if (X(lon) > 40 && X(lon) < W - 44) svg.append(label(X(lon) + 3, H - 5, `${Math.abs(value)}°${value < 0 ? "W" : "E"}`));
   }
-  for (let lat = Math.ceil((y0 - span) / step) * step; lat < y0 + span; lat += step) {
-    svg.append(draw("line", { class: "axis", y1: Y(lat), y2: Y(lat), x1: 0, x2: W }), draw("text", { x: 4, y: Y(lat) - 4 }, `${Math.abs(lat)}°${lat < 0 ? "S" : "N"}`));
+  for (let lat = Math.ceil((y0 - H / 2 / scale) / north) * north; Y(lat) > 0; lat += north) {
+    svg.append(draw("line", { class: "axis", y1: Y(lat), y2: Y(lat), x1: 0, x2: W }));
+    if (Y(lat) > 16 && Y(lat) < H - 18) svg.append(label(4, Y(lat) - 4, `${Math.abs(lat)}°${lat < 0 ? "S" : "N"}`));
   }
   const most = Math.max(...sites.map((s) => s.reads), 1);
   for (const site of [...sites].sort((a, b) => b.reads - a.reads)) {
@@ -246,7 +265,8 @@ function drawMap() {
   $("map-caption").textContent = `${sites.length} samples with a position. Area: reads; colour: the most frequent ${D.groups.rank}. Choose one to see its composition.`;
 }
 function drawDepth() {
-  const svg = $("depth"), W = 420, H = 430, LEFT = 52, TOP = 22;
+  const svg = $("depth"), W = Math.round(svg.clientWidth) || 420, H = 430, LEFT = 58, TOP = 22;
+  svg.replaceChildren();
   svg.setAttribute("viewBox", `0 0 ${W} ${H}`);
   const most = Math.max(...deep.map((s) => s.depth), 1);
   const Y = (depth) => TOP + ((H - TOP - 16) * depth) / most;
