@@ -1,9 +1,13 @@
 """Jobs through the encoder: order, equal sequences, stopping early."""
 
+import itertools
+import threading
+
 import numpy as np
 import pytest
+import torch
 
-from bioscan_xla.encode.encoder import load_encoder
+from bioscan_xla.encode.encoder import Encoder, load_encoder
 from bioscan_xla.encode.inference import embed_sequences, prepare, run_jobs
 from bioscan_xla.encode.packing import Totals
 from bioscan_xla.encode.runtime import open_device
@@ -60,3 +64,52 @@ def test_stopped_run_gives_what_is_ready(encoder, sequences, expected):
 def test_nothing_at_all(encoder):
     assert list(run_jobs(encoder, [], Totals())) == []
     assert embed_sequences(encoder, []).shape == (0, 64)
+
+
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_batches_side_by_side_give_the_same_vectors(
+    model_folder, sequences, two_threads, monkeypatch, dtype
+):
+    encoder = load_encoder(model_folder, device=open_device("cpu", dtype))
+    names = set()
+
+    def noted(self, batch):
+        names.add(threading.current_thread().name)
+        return self.trace(batch)
+
+    monkeypatch.setattr(Encoder, "encode", noted)
+    vectors = embed_sequences(encoder, sequences)
+    assert names == {"lane_0", "lane_1"}
+    assert torch.get_num_threads() == 2
+    names.clear()
+    few = embed_sequences(encoder, sequences[-4:])
+    assert names == {threading.current_thread().name}  # all cores on the one batch
+    np.testing.assert_allclose(few, vectors[-4:], atol=1e-5 if dtype == "float32" else 0.1)
+    torch.set_num_threads(1)
+    alone = embed_sequences(encoder, sequences)
+    np.testing.assert_allclose(vectors, alone, atol=1e-5 if dtype == "float32" else 0.1)
+
+
+def test_an_error_in_a_lane_is_raised_and_the_threads_are_given_back(
+    model_folder, sequences, two_threads, monkeypatch
+):
+    encoder = load_encoder(model_folder, device=open_device("cpu", "float32"))
+    calls = itertools.count()
+
+    def failing(self, batch):
+        if next(calls) == 5:
+            raise MemoryError("no room for the scores")
+        return self.trace(batch)
+
+    monkeypatch.setattr(Encoder, "encode", failing)
+    with pytest.raises(MemoryError, match="no room"):
+        embed_sequences(encoder, sequences)
+    assert torch.get_num_threads() == 2

@@ -26,31 +26,29 @@ def _runs_attention(module, query, key, value, attention_mask, runs=None, scalin
 
     query, key, value: (1, heads, tokens, head_dim). Returns (1, tokens, heads, head_dim).
     """
-    _, heads, tokens, dim = query.shape
-    output = query.new_empty(tokens, heads, dim)
-    start = 0
+    _, heads, _, dim = query.shape
+    tiles: list[tuple[int, int]] = []
     for count, length in runs:
         # Segments per tile: at least one, and few enough to keep the scores small on a CPU.
         most = count
         if query.device.type == "cpu":
             most = max(1, min(count, _SCORE_ELEMENTS // (heads * length * length)))
-        for first in range(0, count, most):
-            n = min(most, count - first)
-            stop = start + n * length
-            q, k, v = (
-                x[0, :, start:stop].reshape(heads, n, length, dim).transpose(0, 1)
-                for x in (query, key, value)
-            )
-            if query.device.type == "cpu":
-                scores = torch.matmul(q, k.transpose(2, 3))
-                if scaling != 1:  # ESM has already scaled the query
-                    scores = scores * scaling
-                states = torch.matmul(torch.softmax(scores, -1), v)
-            else:
-                states = F.scaled_dot_product_attention(q, k, v, scale=scaling)
-            output[start:stop] = states.transpose(1, 2).reshape(n * length, heads, dim)
-            start = stop
-    return output[None], None
+        tiles += [(min(most, count - first), length) for first in range(0, count, most)]
+    # Split and joined as a whole: the gradient of a slice would be as large as what it is cut from.
+    sizes = [n * length for n, length in tiles]
+    parts = zip(*(x[0].split(sizes, 1) for x in (query, key, value)), strict=True)
+    outputs = []
+    for (n, length), part in zip(tiles, parts, strict=True):
+        q, k, v = (x.reshape(heads, n, length, dim).transpose(0, 1) for x in part)
+        if query.device.type == "cpu":
+            scores = torch.matmul(q, k.transpose(2, 3))
+            if scaling != 1:  # ESM has already scaled the query
+                scores = scores * scaling
+            states = torch.matmul(torch.softmax(scores, -1), v)
+        else:
+            states = F.scaled_dot_product_attention(q, k, v, scale=scaling)
+        outputs.append(states.transpose(1, 2).reshape(n * length, heads, dim))
+    return torch.cat(outputs)[None], None
 
 
 def _segment_attention(

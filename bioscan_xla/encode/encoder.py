@@ -283,7 +283,8 @@ def load_encoder(
     )
     if device.is_int8:
         measured_on = sample[:SAMPLE] or random_sequences()
-        cosine = quantize(esm, lambda texts: _embed_row(encoder, texts), measured_on)
+        with runtime.fast_float32(device):
+            cosine = quantize(esm, lambda texts: _embed_row(encoder, texts), measured_on)
         fingerprint["int8_cosine"] = f"{cosine:.5f}"
         kind = "sequences of the input" if sample else "random sequences"
         log.info("int8: least cosine to float32 %.5f, on %d %s", cosine, len(measured_on), kind)

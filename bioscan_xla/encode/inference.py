@@ -18,6 +18,7 @@ from ..reads.cleaning import clean_sequences
 from ..reads.tokens import tokenize
 from . import runtime
 from .encoder import Encoder
+from .lanes import Lanes, result
 from .packing import Batch, Layout, Packer, Totals, Window, cut_windows, readings
 
 T = TypeVar("T")
@@ -147,11 +148,12 @@ def run_jobs(
     """
     packer = Packer(encoder.layout)
     open_jobs: dict[int, Job[T]] = {}
-    in_flight: deque[tuple[Batch, torch.Tensor]] = deque()
+    in_flight: deque[tuple[Batch, Any]] = deque()
+    lanes = Lanes(encoder.device.kind, encoder.encode)
 
     def collect() -> None:
-        batch, result = in_flight.popleft()
-        values = runtime.fetch(result)
+        batch, promised = in_flight.popleft()
+        values = runtime.fetch(result(promised))
         for number, places in places_by_job(batch).items():
             accept(open_jobs[number], places, values, encoder.pooling)
 
@@ -162,32 +164,39 @@ def run_jobs(
                 return
             yield result_of(open_jobs.pop(first), encoder.pooling)
 
-    for number, job in enumerate(itertools.chain(jobs, [None])):
-        if job is None:
-            batches = packer.flush()
-        else:
-            job.begin(encoder.hidden)
-            open_jobs[number] = job
-            totals.sequences += len(job.inverse)
-            totals.distinct += len(job.missing)
-            totals.windowed += job.num_windowed
-            batches = packer.add(job.windows)
-        for batch in batches:
-            if should_stop():
-                break
-            totals.count(batch)
-            in_flight.append((batch, encoder.encode(batch)))
-            if len(in_flight) >= _IN_FLIGHT:
+    try:
+        for number, job in enumerate(itertools.chain(jobs, [None])):
+            if job is None:
+                batches = list(packer.flush())
+            else:
+                job.begin(encoder.hidden)
+                open_jobs[number] = job
+                totals.sequences += len(job.inverse)
+                totals.distinct += len(job.missing)
+                totals.windowed += job.num_windowed
+                batches = list(packer.add(job.windows))
+            # A few batches, such as those of a search, are done sooner by all cores together.
+            side_by_side = len(batches) >= lanes.count > 1
+            while in_flight and lanes.count > 1 and not side_by_side:
                 collect()
+            for batch in batches:
+                if should_stop():
+                    break
+                totals.count(batch)
+                in_flight.append((batch, lanes.start(batch, side_by_side=side_by_side)))
+                if len(in_flight) >= _IN_FLIGHT * (lanes.count if side_by_side else 1):
+                    collect()
+                yield from finished()
+            if job is None or should_stop():
+                while in_flight:
+                    collect()
             yield from finished()
-        if job is None or should_stop():
-            while in_flight:
-                collect()
-        yield from finished()
-        if should_stop():
-            for begun in open_jobs.values():
-                yield result_of(begun, encoder.pooling)
-            return
+            if should_stop():
+                for begun in open_jobs.values():
+                    yield result_of(begun, encoder.pooling)
+                return
+    finally:
+        lanes.close()
 
 
 def places_by_job(batch: Batch) -> dict[int, list[tuple[int, int, Window]]]:

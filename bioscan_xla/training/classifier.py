@@ -15,6 +15,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from torch import nn
+from torch.nn import functional as F
 from transformers import EsmModel
 
 from ..encode.model import attach_saved_adapter, is_bag, load_model, token_states
@@ -152,12 +153,27 @@ def attach_adapter(
     return tuned
 
 
+class _Intermediate(nn.Module):
+    """EsmIntermediate with the exact GELU as one operation; the library's takes five."""
+
+    def __init__(self, dense: nn.Linear):
+        super().__init__()
+        self.dense = dense
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return F.gelu(self.dense(hidden_states))
+
+
 def build_classifier(
     base: EsmModel, device: Device, labels: LabelSpace, config: FinetuneConfig
 ) -> TaxonomyClassifier:
     """A base model with a new adapter and new heads, for training."""
     if config.gradient_checkpointing:
         enable_gradient_checkpointing(device, base)
+    if device.kind != "xla":  # whose compiler fuses it
+        layer: Any
+        for layer in base.encoder.layer:
+            layer.intermediate = _Intermediate(layer.intermediate.dense)
     adapted = attach_adapter(
         base,
         rank=config.rank,

@@ -51,7 +51,7 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
     if device.process_index:
         logging.getLogger("bioscan_xla").setLevel(logging.ERROR)  # the first host logs everything
         config = dataclasses.replace(config, tracker="none", push_to_hub=None)
-    with hosts.own_folder(device, config.output) as folder:
+    with hosts.own_folder(device, config.output) as folder, runtime.fast_float32(device):
         result = _finetune(dataclasses.replace(config, output=folder), device)
     index = device.process_index or PartialState().process_index
     return result | {"model_path": config.output, "process_index": index}
