@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from bioscan_xla.encode import runtime
+from bioscan_xla.encode import onednn
 from bioscan_xla.encode.choice import has_tpu_chip
 from bioscan_xla.encode.runtime import open_device, shard_parameters
 from bioscan_xla.errors import ConfigError, DeviceError
@@ -136,11 +136,11 @@ def test_whole_command_on_the_mesh(model_folder, tmp_path):
 
 def test_fast_float32_is_float32_and_ends(monkeypatch):
     setting = torch.backends.mkldnn.matmul
-    before, device = setting.fp32_precision, open_device("cpu", "float32")
+    before = setting.fp32_precision
     a = torch.randn(512, 512, generator=torch.Generator().manual_seed(0))
-    with runtime.fast_float32(device):
+    with onednn.fast_float32("cpu"):
         assert ((a @ a).double() - a.double() @ a.double()).abs().max() < 1e-3
     assert setting.fp32_precision == before
-    monkeypatch.setattr(runtime, "_is_precise", lambda: False)  # as on a processor with AMX
-    with runtime.fast_float32(device):
+    monkeypatch.setattr(onednn, "_is_precise", lambda: False)  # as on a processor with AMX
+    with onednn.fast_float32("cpu"):
         assert setting.fp32_precision == before

@@ -30,7 +30,7 @@ from .model import (
     token_states,
 )
 from .model_files import absolute, adapter_reading, resolve_base, resolve_commit
-from .onednn import reorder_linear_layers
+from .onednn import fast_float32, reorder_linear_layers
 from .packing import (
     FIRST_POSITION,
     FRAMES,
@@ -283,7 +283,7 @@ def load_encoder(
     )
     if device.is_int8:
         measured_on = sample[:SAMPLE] or random_sequences()
-        with runtime.fast_float32(device):
+        with fast_float32(device.kind):
             cosine = quantize(esm, lambda texts: _embed_row(encoder, texts), measured_on)
         fingerprint["int8_cosine"] = f"{cosine:.5f}"
         kind = "sequences of the input" if sample else "random sequences"

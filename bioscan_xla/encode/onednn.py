@@ -1,10 +1,12 @@
-"""oneDNN linear layers with reordered weights, for inference on a CPU.
+"""oneDNN on a CPU: linear layers with reordered weights for inference, float32 for training.
 
 Input: an EsmModel. Output: the same model, its linear layers replaced by modules that hold the
 weight once, in the block order that oneDNN multiplies fastest. Invariants: same results within
 rounding; without oneDNN the layers stay as they are.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -71,3 +73,32 @@ def reorder_linear_layers(model: Any) -> bool:
         layer.intermediate = ReorderedLinear(layer.intermediate.dense, "gelu")
         layer.output = _ReorderedWithResidual(layer.output.dense)
     return True
+
+
+@contextmanager
+def fast_float32(kind: str) -> Iterator[None]:
+    """On a CPU, have oneDNN in place of MKL multiply float32: twice as fast on AMD processors.
+
+    The setting is named bf16, because oneDNN may round to it; it does so only on processors with
+    AMX. Where a product shows that, nothing is changed.
+    """
+    backend: Any = torch.backends.mkldnn
+    matmul = backend.matmul
+    if kind != "cpu" or not torch.backends.mkldnn.is_available():
+        yield
+        return
+    before = matmul.fp32_precision
+    try:
+        matmul.fp32_precision = "bf16"
+        if not _is_precise():
+            matmul.fp32_precision = before
+        yield
+    finally:
+        matmul.fp32_precision = before
+
+
+def _is_precise() -> bool:
+    """Whether products of float32 are float32, as tried on one."""
+    a = torch.linspace(0.5, 1, 512 * 512).view(512, 512)
+    exact = a.double() @ a.double()
+    return bool(((a @ a) / exact - 1).abs().max() < 1e-5)

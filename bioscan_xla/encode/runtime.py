@@ -14,8 +14,7 @@ import os
 import platform
 import resource
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -174,34 +173,6 @@ def keep_large_buffers() -> None:
     m_trim_threshold, m_mmap_threshold = -1, -3  # malloc.h
     libc.mallopt(m_mmap_threshold, 1 << 30)
     libc.mallopt(m_trim_threshold, 2 << 30)
-
-
-@contextmanager
-def fast_float32(device: Device) -> Iterator[None]:
-    """On a CPU, have oneDNN in place of MKL multiply float32: twice as fast on AMD processors.
-
-    The setting is named bf16, because oneDNN may round to it; it does so only on processors with
-    AMX. Where a product shows that, nothing is changed.
-    """
-    matmul = torch.backends.mkldnn.matmul
-    if device.kind != "cpu" or not torch.backends.mkldnn.is_available():
-        yield
-        return
-    before = matmul.fp32_precision
-    try:
-        matmul.fp32_precision = "bf16"
-        if not _is_precise():
-            matmul.fp32_precision = before
-        yield
-    finally:
-        matmul.fp32_precision = before
-
-
-def _is_precise() -> bool:
-    """Whether products of float32 are float32, as tried on one."""
-    a = torch.linspace(0.5, 1, 512 * 512).view(512, 512)
-    exact = a.double() @ a.double()
-    return bool(((a @ a) / exact - 1).abs().max() < 1e-5)
 
 
 def enable_gradient_checkpointing(device: Device, module: torch.nn.Module) -> None:

@@ -18,6 +18,7 @@ from accelerate import Accelerator, PartialState
 from accelerate.utils import DataLoaderConfiguration, is_torch_xla_available
 
 from ..encode import hosts, runtime
+from ..encode.onednn import fast_float32
 from ..errors import ConfigError, DeviceError
 from ..options import FinetuneConfig
 from ..stopping import stop_on_signal
@@ -51,7 +52,7 @@ def finetune(config: FinetuneConfig) -> dict[str, Any]:
     if device.process_index:
         logging.getLogger("bioscan_xla").setLevel(logging.ERROR)  # the first host logs everything
         config = dataclasses.replace(config, tracker="none", push_to_hub=None)
-    with hosts.own_folder(device, config.output) as folder, runtime.fast_float32(device):
+    with hosts.own_folder(device, config.output) as folder, fast_float32(device.kind):
         result = _finetune(dataclasses.replace(config, output=folder), device)
     index = device.process_index or PartialState().process_index
     return result | {"model_path": config.output, "process_index": index}
