@@ -24,17 +24,19 @@ from .serving import free_port, until
 
 SEQUENCE = "ACGTTGCATGCCATTGACCTAGGATCCAAGTCGATTACGCTAGCTAACGGTT"
 RECORDS = 400
+GUIDE = (ROOT / "docs/serving.md").read_text()
 
 
 @contextmanager
-def served(words):
+def served(words, folder=ROOT):
     """The command with these words and a key: its process and a client, once it is ready."""
     port = free_port()
     process = subprocess.Popen(
         [sys.executable, "-m", "bioscan_xla.serve", "--port", str(port), *words],
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "BIOSCAN_API_KEY": "secret-key"},
+        cwd=folder,
+        env={**os.environ, "BIOSCAN_API_KEY": "secret-key", "PYTHONPATH": str(ROOT)},
     )
     headers = {"authorization": "Bearer secret-key"}
 
@@ -110,6 +112,30 @@ def end_while_requests_wait(process, client):
     assert "finishing 3 requests" in log
     for secret in ("secret-key", SEQUENCE, "Traceback"):
         assert secret not in log
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_guide(tmp_path):
+    """In their order, in an empty folder, on another port."""
+    blocks = re.findall(r"```(sh|python)\n(.*?)```", GUIDE, re.DOTALL)
+    start, ask, example = (text for _, text in blocks[:3])
+    *before, command = start.splitlines()
+    for line in before:
+        run_python(*line.split()[1:], cwd=tmp_path, env={"PYTHONPATH": str(ROOT)})
+    words = command.split()[3:]
+    assert words[-2:] == ["--port", "8000"]
+    with served([*words[:-2], "--num-trials", "60"], tmp_path) as (_, client):
+        at = {"env": {**os.environ, "PYTHONPATH": str(ROOT)}, "cwd": tmp_path, "text": True}
+        with_key = "curl -sS -H 'Authorization: Bearer secret-key'"
+        for line in ask.splitlines():
+            line = line.replace("curl", with_key).replace(
+                "http://127.0.0.1:8000", str(client.base_url)
+            )
+            answer = json.loads(subprocess.check_output(["bash", "-c", line], **at))
+            assert answer.get("status") == "ready" or answer["data"]
+        url = str(client.base_url).rstrip("/")
+        example = example.replace("http://127.0.0.1:8000", url).replace('"none"', '"secret-key"')
+        assert run_python("-c", example, cwd=tmp_path).stdout.split() == ["[256,", "256]", "224"]
 
 
 @pytest.mark.xla

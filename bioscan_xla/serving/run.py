@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 
 _SWITCH_SECONDS = 0.0005
 _BACKLOG = 2048
+_KEEP_ALIVE_SECONDS = 75  # longer than clients keep a connection, so that they close it
+_LAST_SECONDS = 5  # for answers under way once the time to drain is over
 
 
 class Server(uvicorn.Server):
@@ -64,7 +66,13 @@ def serve(config: ServeConfig) -> int:
     sys.setswitchinterval(_SWITCH_SECONDS)
     service = Service(config)
     options = uvicorn.Config(
-        make_app(service), log_level="warning", access_log=False, lifespan="off", backlog=_BACKLOG
+        make_app(service),
+        log_level="warning",
+        access_log=False,
+        lifespan="off",
+        backlog=_BACKLOG,
+        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=_LAST_SECONDS,
     )
     port = listening.getsockname()[1]
     log.info("listening at http://%s:%d (pages: /docs, /metrics)", config.host, port)

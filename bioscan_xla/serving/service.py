@@ -35,7 +35,7 @@ from .versions import Version, Versions
 log = logging.getLogger(__name__)
 
 _INLINE_BP = 20_000  # prepared on the event loop, in well under a millisecond
-_NAMED_AT_ONCE = 64
+_NAMED_AT_ONCE = 16
 _MOST_REPORTED = 100
 _BP_PER_TOKEN = 6
 
@@ -156,10 +156,16 @@ class Service:
         if isinstance(version.naming, str):
             raise Refused(400, "no_reference", version.naming)
         prepared = await self._prepare(version, texts)
+        rows: list[dict[str, Any]] = []
         with self._placed(prepared, caller) as place:
-            work = functools.partial(self._name, version, prepared.sequences, strand, place)
-            named = asyncio.get_running_loop().run_in_executor(self._naming, work)
-            return await until_gone(named, caller), prepared.tokens
+            # In parts, between which the names of other requests get their turn.
+            for first in range(0, len(texts), _NAMED_AT_ONCE):
+                part = prepared.sequences[first : first + _NAMED_AT_ONCE]
+                work = functools.partial(self._name, version, part, strand, place)
+                named = asyncio.get_running_loop().run_in_executor(self._naming, work)
+                found = await until_gone(named, caller)
+                rows += found
+        return rows, prepared.tokens
 
     async def search(
         self, version: Version, texts: Sequence[str], k: int, where: str | None, caller: Caller
@@ -206,24 +212,21 @@ class Service:
     def _name(
         self, version: Version, sequences: Sequence[str], strand: str, place: Place
     ) -> list[dict[str, Any]]:
-        """Name sequences, on a thread of its own."""
+        """Name sequences, on a thread for that."""
         from ..classification.opening import name_sequences
         from ..classification.record import make_records
 
-        naming = version.naming
-        assert not isinstance(naming, str)
-        rows: list[dict[str, Any]] = []
-        for first in range(0, len(sequences), _NAMED_AT_ONCE):
-            place.check()
-            part = sequences[first : first + _NAMED_AT_ONCE]
-            embed = functools.partial(self._embed_now, version, place)
-            named, vectors = name_sequences(naming.namer, part, strand, embed)
-            numbers = range(first, first + len(part))
-            ids = [str(number) for number in numbers]
-            reference, calibration = naming.namer.reference, naming.calibration
-            table = make_records(ids, "", numbers, named, vectors, reference, calibration)
-            rows += table.to_pylist()
-        return rows
+        opened = version.naming
+        assert not isinstance(opened, str)
+        place.check()
+        embed = functools.partial(self._embed_now, version, place) if opened.encoder else None
+        named, vectors = name_sequences(opened.namer, sequences, strand, embed)
+        numbers = range(len(sequences))
+        ids = [str(number) for number in numbers]
+        reference = opened.namer.reference
+        return make_records(
+            ids, "", numbers, named, vectors, reference, opened.calibration
+        ).to_pylist()
 
     def _embed_now(self, version: Version, place: Place, sequences: list[str]) -> np.ndarray:
         """Vectors for a request that has its place; waits for them."""

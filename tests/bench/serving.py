@@ -12,6 +12,7 @@ import argparse
 import asyncio
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -115,7 +116,11 @@ def start(system, folder, dtype):
         words = ["-m", "bioscan_xla.serve", "--model", folder, "--dtype", dtype]
         words += ["--port", str(port), "--device", "cpu"]
     process = subprocess.Popen(
-        [sys.executable, *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        [sys.executable, *words],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
     body = json.dumps({"input": "ACGT" * 20}).encode()
     url, kind = f"http://127.0.0.1:{port}/v1/embeddings", {"Content-Type": "application/json"}
@@ -192,6 +197,7 @@ def compare(folder, options):
                     port = running[system][1]
                     asyncio.run(load(port, requests, min(clients, 8), 0.5))  # warm
                     found, rate = asyncio.run(load(port, requests, clients, options.seconds))
+                    print(f"{clients} {system}: {len(found)} answers", file=sys.stderr, flush=True)
                     latencies[system, clients] += found
                     rates[system, clients].append(rate)
         print(f"{'clients':>8} {'server':<12} {'p50 ms':>8} {'p99 ms':>8} {'seq/s':>8}  of rounds")
@@ -206,8 +212,7 @@ def compare(folder, options):
                 )
     finally:
         for process, _, _ in running.values():
-            process.terminate()
-        for process, _, _ in running.values():
+            os.killpg(process.pid, signal.SIGTERM)  # LitServe's workers too
             process.wait(30)
 
 
