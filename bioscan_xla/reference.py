@@ -1,7 +1,8 @@
-"""Check a reference: `python -m bioscan_xla.reference check DB|FILE`.
+"""Check a reference, or whiten its vectors: `python -m bioscan_xla.reference ACTION DB`.
 
-Input: a database made by embed, or labelled FASTA or Parquet. Output: `problems.tsv`,
-`coverage.tsv` and a page of both, `index.html`. Invariants: the reference is only read.
+Input: a database made by embed; for check also labelled FASTA or Parquet. Output: `problems.tsv`,
+`coverage.tsv` and a page of both, `index.html`; or a second table in the database. Invariants: the
+reference is only read.
 """
 
 import csv
@@ -62,6 +63,21 @@ def check(config: ReferenceConfig) -> list["Problem"]:
     return problems
 
 
+def transform(config: ReferenceConfig) -> tuple[int, str]:
+    """Center or whiten a table's vectors into another table; returns its rows and its name."""
+    from .errors import InputError
+    from .reads.inputs import is_remote
+    from .table.transformed import transform_table
+
+    if Path(config.reference).is_file() and not is_remote(config.reference):
+        raise InputError(
+            f"{config.reference}: a file has no vectors to {config.action}; embed it first: "
+            f"python -m bioscan_xla.embed --input {config.reference} --db FOLDER"
+        )
+    to = config.to or {"center": "centered", "whiten": "whitened"}[config.action]
+    return transform_table(config.reference, config.table, to, config.action), to
+
+
 def _write_tsv(path: Path, header: Sequence[str], lines: Sequence[Sequence[object]]) -> None:
     with open(path, "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, delimiter="\t", lineterminator="\n")
@@ -113,6 +129,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
 
     def work(config: ReferenceConfig) -> int:
+        if config.action != "check":
+            rows, to = transform(config)
+            print(f"{rows:,} rows in the table {to} of {config.reference}")
+            print(f"embed and search: --table {to}; classify: --reference-table {to}")
+            return 0
         problems = check(config)
         for kind, heading in _KINDS.items():
             by_rank = Counter(p.rank for p in problems if p.kind == kind)

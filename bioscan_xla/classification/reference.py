@@ -21,7 +21,7 @@ from ..reads.labels import UNKNOWN, Conflict
 from ..reads.lineages import RANKS, Lineage
 from ..reads.raw import ReadOptions
 from ..reads.records import clean_sequences, read_chunks
-from ..table.neighbours import open_table, read_fingerprint
+from ..table.neighbours import open_table, read_fingerprint, vectors_of
 from .heads import Heads
 from .tree import LineageTree, build_tree
 
@@ -186,8 +186,7 @@ def _from_table(
         ids += batch["sequence_id"].to_pylist()
         sequences += batch["dna_sequence"].to_pylist()
         lineages += zip(*(batch[rank].to_pylist() for rank in RANKS), strict=True)
-        values = batch["vector"].flatten().to_numpy(zero_copy_only=False)
-        parts.append(values.astype(np.float32).reshape(-1, hidden))
+        parts.append(vectors_of(batch))
     vectors = np.concatenate(parts) if parts else np.zeros((0, hidden), np.float32)
     order = sorted(range(len(ids)), key=ids.__getitem__)  # rows move when a table is compacted
     return (

@@ -54,13 +54,20 @@ def prepare_vectors(
         log.info("candidates are found by shared 8-mers; no model is used")
         return None, replace(reference, vectors=None)
     encoder = encoder or _load(config, reference)
+    if needs_model:
+        _check_heads(config.model or "", encoder)
     if config.candidates == "kmer" or not reference.ids:
         return encoder, replace(reference, vectors=None)
     made_by = reference.fingerprint or {}
+    if "transform" in made_by and encoder.transform is None and not needs_model:
+        encoder = _transformed_alike(encoder, made_by)
     if reference.vectors is not None and not compare(made_by, encoder.fingerprint).different:
         return encoder, reference
     if reference.vectors is not None:
-        log.info("the reference table was made by another model; its sequences are embedded again")
+        why = "made by another model or in another way"
+        if needs_model and "transform" in made_by:
+            why = "transformed, and heads need vectors as they are"
+        log.info("the reference table is %s; its sequences are embedded again", why)
     vectors = _kept_vectors(encoder, reference, cache_folder(config))
     return encoder, reference.with_vectors(vectors, dict(encoder.fingerprint))
 
@@ -76,7 +83,39 @@ def _load(config: ClassifyConfig, reference: Reference) -> "Encoder":
 
     device = open_device(config.device, config.dtype)
     base, revision, adapter = split_finetuned(config.model)
-    return load_encoder(base, device=device, revision=revision, adapter=adapter)
+    return load_encoder(
+        base,
+        device=device,
+        revision=revision,
+        adapter=adapter,
+        frames=config.frames,
+        strands=config.strands,
+    )
+
+
+def _check_heads(model: str, encoder: "Encoder") -> None:
+    """Refuse to read heads in another way than they were trained."""
+    from ..encode.model_files import adapter_reading
+
+    trained = {"frames": 1, "strands": "given"} | adapter_reading(model)
+    read = {"frames": encoder.frames, "strands": encoder.strands}
+    for word, value in read.items():
+        if value != trained[word]:
+            raise ModelError(
+                f"{model}: its heads were trained with {word} {trained[word]} and cannot be read "
+                f"with {word} {value}; leave out --{word}, or take --method neighbours, which "
+                "uses the vectors only"
+            )
+
+
+def _transformed_alike(encoder: "Encoder", made_by: dict[str, str]) -> "Encoder":
+    """The encoder with the reference's transform, if it is the one that made the reference."""
+    from ..encode.encoder import with_transform
+
+    plain = {key: value for key, value in made_by.items() if key != "transform"}
+    if compare(plain, encoder.fingerprint).different:
+        return encoder
+    return with_transform(encoder, made_by["transform_file"])
 
 
 def cache_folder(config: ClassifyConfig) -> Path:

@@ -31,7 +31,7 @@ from ..reads.records import join_failures, read_chunks, stop_at
 from ..reads.shares import Share
 from ..stopping import Stop, stop_on_signal
 from ..table.mirror import Mirror, check_mirror, restore
-from ..table.neighbours import recorded_revision
+from ..table.neighbours import recorded_revision, recorded_transform
 from ..table.rows import table_schema
 from ..table.store import Store
 from .pipeline import run
@@ -125,6 +125,7 @@ def _embed(
         overlap_tokens=config.overlap_tokens,
         frames=config.frames,
         strands=config.strands,
+        transform=recorded_transform(config.db, config.table),
         shard_parameters=config.shard_parameters,
         sample=_sample(sources, reading, schema) if config.dtype == "int8" else (),
     )

@@ -7,14 +7,14 @@ segment, and no step waits for the device.
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from transformers import EsmModel
 
 from .. import __version__
-from ..errors import ConfigError
+from ..errors import ConfigError, ModelError
 from ..options import DEFAULT_MODEL
 from ..reads.tokens import VOCABULARY, tokenize
 from . import runtime
@@ -44,6 +44,7 @@ from .packing import (
 )
 from .pooling import POOLINGS, mean_of_rows, pool
 from .runtime import Device
+from .transform import Transform, load_transform
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +68,7 @@ class Encoder:
         strands: `given` or `both`.
         token_vectors: (vocabulary, hidden) float32 if a token's state depends only on the token,
             so that a vector is a mean over its rows; else None.
+        transform: of the vectors, once the mean over windows is taken; None for none.
     """
 
     model: EsmModel
@@ -78,6 +80,7 @@ class Encoder:
     frames: int = 1
     strands: str = "given"
     token_vectors: torch.Tensor | None = None
+    transform: Transform | None = None
 
     @property
     def layout(self) -> Layout:
@@ -190,6 +193,7 @@ def load_encoder(
     overlap_tokens: int = 100,
     frames: int | None = None,
     strands: str | None = None,
+    transform: str | None = None,
     shard_parameters: bool = False,
     on_device: Callable[[Callable[[], None]], None] = lambda move: move(),
     sample: Sequence[str] = (),
@@ -208,6 +212,7 @@ def load_encoder(
         frames: 1 or 6, see `packing.readings`; None uses those of the adapter's training, or those
             in the model's configuration.
         strands: `given` or `both`; None likewise.
+        transform: file of a centring or whitening, as a transformed table has it.
         shard_parameters: on XLA, divide the weights over the mesh instead of replicating them.
         on_device: calls what moves the weights, where one thread owns the device and this is
             another.
@@ -288,7 +293,7 @@ def load_encoder(
         fingerprint["int8_cosine"] = f"{cosine:.5f}"
         kind = "sequences of the input" if sample else "random sequences"
         log.info("int8: least cosine to float32 %.5f, on %d %s", cosine, len(measured_on), kind)
-    return encoder
+    return with_transform(encoder, transform) if transform else encoder
 
 
 def _embed_row(encoder: Encoder, sequences: Sequence[str]) -> torch.Tensor:
@@ -298,3 +303,19 @@ def _embed_row(encoder: Encoder, sequences: Sequence[str]) -> torch.Tensor:
     windows = [Window((0, number), ids[1:]) for number, ids in enumerate(tokens)]
     row = fill_rows([windows], 1, sum(map(len, windows)), len(windows), with_runs=True)
     return encoder.trace(row)[0]
+
+
+def with_transform(encoder: Encoder, path: str) -> Encoder:
+    """The encoder followed by a transform from a file.
+
+    Raises:
+        ModelError: the file is missing or damaged, or is for vectors of another length.
+    """
+    loaded = load_transform(path)
+    if len(loaded.mean) != encoder.hidden:
+        raise ModelError(
+            f"{path}: fitted to vectors of {len(loaded.mean)} numbers, the model gives "
+            f"{encoder.hidden}; take the model that made the table"
+        )
+    marks = {"transform": loaded.mark, "transform_file": path}
+    return replace(encoder, transform=loaded, fingerprint=encoder.fingerprint | marks)

@@ -21,11 +21,11 @@ VECTORS_VERSION = "1"
 TOKENIZER = "6-mer-4105"
 """Names the built-in vocabulary, the only one used: a model with another is refused."""
 
-HINTS = ("model", "revision", "adapter", "version", "int8_cosine")
-"""Where the model was, which release wrote the fingerprint, how close int8 came: never compared."""
+HINTS = ("model", "revision", "adapter", "version", "int8_cosine", "transform_file")
+"""Where files were, which release wrote the fingerprint, how close int8 came: never compared."""
 
-BEFORE = {"vectors": "1", "frames": "1", "strands": "given"}
-"""Values for fingerprints that predate a key."""
+BEFORE = {"vectors": "1", "frames": "1", "strands": "given", "transform": "none"}
+"""Values of keys that a fingerprint lacks."""
 
 _EXACT = {"weights_sha256": "weights", "adapter_sha256": "adapter_hash"}
 """Hashes over all bytes, and the sampled hashes that older fingerprints have instead."""

@@ -20,6 +20,7 @@ from . import runtime
 from .encoder import Encoder
 from .lanes import Lanes, result
 from .packing import Batch, Layout, Packer, Totals, Window, cut_windows, readings
+from .transform import Transform
 
 T = TypeVar("T")
 _IN_FLIGHT = 2  # batches sent to the device before the oldest result is fetched
@@ -52,6 +53,7 @@ class Job(Generic[T]):
         weights: (distinct,) tokens computed so far, of sequences of several windows.
         num_windowed: sequences that took more than one window.
         vectors: (distinct, hidden) float32, made by `begin`.
+        transform: of the finished vectors; None for none.
     """
 
     item: T
@@ -62,6 +64,7 @@ class Job(Generic[T]):
     weights: np.ndarray
     num_windowed: int
     vectors: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.float32))
+    transform: Transform | None = None
 
     def begin(self, hidden: int) -> None:
         """Make room for the vectors."""
@@ -116,7 +119,7 @@ def prepare(
 
 def prepare_for(encoder: Encoder, number: int, item: T, sequences: Sequence[str]) -> Job[T]:
     """`prepare` with an encoder's settings."""
-    return prepare(
+    job = prepare(
         number,
         item,
         sequences,
@@ -125,6 +128,8 @@ def prepare_for(encoder: Encoder, number: int, item: T, sequences: Sequence[str]
         encoder.frames,
         encoder.strands,
     )
+    job.transform = encoder.transform
+    return job
 
 
 def run_jobs(
@@ -247,6 +252,8 @@ def result_of(job: Job[T], pooling: str) -> tuple[T, np.ndarray, np.ndarray]:
     if pooling != "max":
         several = np.flatnonzero((job.num_windows > 1) & ready)
         job.vectors[several] /= job.weights[several, None]
+    if job.transform is not None:
+        job.vectors = job.transform.apply(job.vectors)
     if len(job.inverse) == len(ready):
         return job.item, job.vectors, ready  # all distinct, and in order
     return job.item, job.vectors[job.inverse], ready[job.inverse]

@@ -29,6 +29,12 @@ class ClassifyConfig:
     """Encoder (a folder, a Hugging Face id or bioscan-small) for candidates by vector; by default
     the one that made the reference table. Without either, only shared 8-mers find candidates."""
 
+    frames: int | None = None
+    """Reading frames of the model: 1 or 6; by default those it was trained with, or the table's."""
+
+    strands: str | None = None
+    """given or both, likewise."""
+
     method: str = "neighbours"
     """neighbours (aligned references decide), heads (those of a fine-tuned model alone), both, or
     argmax (the best class of each head by itself, whose names may contradict each other)."""
@@ -111,6 +117,8 @@ class ClassifyConfig:
             {
                 "method": ("neighbours", "heads", "both", "argmax"),
                 "candidates": ("vector", "kmer", "both"),
+                "frames": (None, 1, 6),
+                "strands": (None, "given", "both"),
                 "strand": ("both", "plus", "minus"),
                 "header_taxonomy": (None, "sintax", "silva"),
                 "device": DEVICES,
@@ -130,6 +138,10 @@ class ClassifyConfig:
                 f"method {self.method} needs the heads of a fine-tuned model; pass the output "
                 "folder of fine-tuning as --model, or take --method neighbours"
             )
+        if self.model is None and (self.frames or self.strands):
+            raise ConfigError(
+                "frames and strands are those of --model; without one the reference's own are taken"
+            )
         if not self.reference and self.method not in ("heads", "argmax"):
             raise ConfigError(
                 "no reference given; pass --reference with a database made by embed or a "
@@ -143,19 +155,23 @@ class ClassifyConfig:
 
 @dataclass(frozen=True)
 class ReferenceConfig:
-    """Check a reference: suspected mislabels, shared barcodes, contradictions, coverage."""
+    """Check a reference, or center or whiten its vectors."""
 
     action: str = "check"
-    """What to do: check."""
+    """What to do: check (mislabels, shared barcodes, contradictions, coverage), or center or whiten: a second
+    table of the same rows whose vectors are centred or whitened."""
 
     reference: str = ""
-    """Database made by embed, or labelled FASTA or Parquet."""
+    """Database made by embed; for check also labelled FASTA or Parquet."""
 
     output: str = "reference-check"
     """Folder for the tables and the page."""
 
     table: str = "embeddings"
     """Table of the database."""
+
+    to: str | None = None
+    """center and whiten: name of the new table, by default centered or whitened."""
 
     columns: dict[str, str] = dataclasses.field(default_factory=dict)
     """Column names of the file, where they differ."""
@@ -165,6 +181,16 @@ class ReferenceConfig:
 
     def __post_init__(self):
         """Check what needs no file."""
-        check_choices(self, {"action": ("check",), "header_taxonomy": (None, "sintax", "silva")})
+        check_choices(
+            self,
+            {
+                "action": ("check", "center", "whiten"),
+                "header_taxonomy": (None, "sintax", "silva"),
+            },
+        )
         if not self.reference:
             raise ConfigError("no reference given; pass a database or a labelled file")
+        if self.to is not None and self.action == "check":
+            raise ConfigError("to belongs to center and whiten; remove it")
+        if self.to == self.table:
+            raise ConfigError(f"to names the table of raw vectors, {self.table}; name another")

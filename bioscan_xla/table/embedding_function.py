@@ -144,6 +144,7 @@ def load_again(
         overlap_tokens=int(made_by["overlap_tokens"]),
         frames=int(made_by.get("frames", 1)),
         strands=made_by.get("strands", "given"),
+        transform=made_by.get("transform_file"),
         **options,
     )
     compared = compare(made_by, encoder.fingerprint)

@@ -75,8 +75,26 @@ def open_or_create(database: Any, name: str, schema: pa.Schema) -> Any:
 
 
 def read_fingerprint(table: Any) -> dict[str, str]:
-    """The fingerprint of the run that made a table; empty if bioscan_xla did not make it."""
-    return json.loads((table.schema.metadata or {}).get(FINGERPRINT_KEY, b"{}"))
+    """The fingerprint of the run that made a table; empty if bioscan_xla did not make it.
+
+    The file of its transform is the one beside the table, wherever that is now.
+    """
+    made_by = json.loads((table.schema.metadata or {}).get(FINGERPRINT_KEY, b"{}"))
+    if "transform" in made_by:
+        made_by["transform_file"] = transform_file(table.uri)
+    return made_by
+
+
+def transform_file(location: str) -> str:
+    """Where the transform of a table is kept: beside it; `location` as `table.uri`."""
+    return location.rstrip("/").removesuffix(".lance") + ".transform.safetensors"
+
+
+def vectors_of(batch: pa.RecordBatch) -> np.ndarray:
+    """Vectors of some rows, (rows, hidden) float32."""
+    column = batch["vector"]
+    values = column.flatten().to_numpy(zero_copy_only=False)
+    return values.astype(np.float32).reshape(-1, column.type.list_size)
 
 
 def recorded_revision(uri: str, name: str, model: str) -> str | None:
@@ -86,6 +104,14 @@ def recorded_revision(uri: str, name: str, model: str) -> str | None:
     except TableError:
         return None  # no table yet
     return (made_by.get("revision") or None) if made_by.get("model") == model else None
+
+
+def recorded_transform(uri: str, name: str) -> str | None:
+    """File of the transform of a table, which rows added to it get too."""
+    try:
+        return read_fingerprint(open_table(uri, name)).get("transform_file")
+    except TableError:
+        return None  # no table yet
 
 
 def search_vectors(

@@ -7,7 +7,7 @@ Invariants: nothing here commits.
 import json
 import logging
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -136,7 +136,7 @@ def write_fragments(location: str, parts: Sequence[pa.Table], schema: pa.Schema)
         raise not_written(location, error) from error
 
 
-def reader_of(parts: Sequence[pa.Table], schema: pa.Schema) -> pa.RecordBatchReader:
+def reader_of(parts: Iterable[pa.Table], schema: pa.Schema) -> pa.RecordBatchReader:
     """Rows in the form that LanceDB commits at once."""
     batches = (batch for part in parts for batch in part.to_batches(max_chunksize=_ROWS_PER_BATCH))
     return pa.RecordBatchReader.from_batches(schema, batches)

@@ -8,7 +8,7 @@ on are never mixed in.
 
 import json
 import logging
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -113,8 +113,8 @@ class Store:
                     raise
                 # Left by a run that failed before its first row: safe to replace.
                 table = database.create_table(name, schema=schema, mode="overwrite")
-            if _process_count(table) != share.count:
-                if table.count_rows() and _process_count(table) and not reshare:
+            if process_count(table) != share.count:
+                if table.count_rows() and process_count(table) and not reshare:
                     raise _other_count(uri, name, table, share.count)
                 table.update_field_metadata({"path": "source", "metadata": count})
             claim = Claim(uri, name, share, names.values(), reshare)
@@ -212,7 +212,7 @@ class Store:
                 f"{self.uri}: another run has replaced the table while this one was computing; "
                 "name another --table or --db"
             )
-        if _process_count(self.table) != self.share.count:
+        if process_count(self.table) != self.share.count:
             raise _other_count(self.uri, self.table.name, self.table, self.share.count)
         self.claim.check()
         # An earlier run of this share may have been in the middle of its last commit. Once is
@@ -224,7 +224,7 @@ class Store:
             )
         self._num_own = None
 
-    def append(self, parts: Sequence[pa.Table]) -> None:
+    def append(self, parts: Iterable[pa.Table]) -> None:
         """Add rows in one atomic commit.
 
         Raises:
@@ -308,14 +308,14 @@ class Store:
             log.warning("the table is complete but not compacted or indexed: %s", error)
 
 
-def _process_count(table: Any) -> int | None:
+def process_count(table: Any) -> int | None:
     """How many processes fill a table; None if made by an earlier version."""
     count = (table.schema.field("source").metadata or {}).get(_COUNT_KEY.encode())
     return int(count) if count else None
 
 
 def _other_count(uri: str, name: str, table: Any, count: int) -> TableError:
-    there = _process_count(table)
+    there = process_count(table)
     return TableError(
         f"{uri}: the table {name!r} is filled with process_count {there}, and this run has "
         f"{count}: together they would embed rows twice. Use --process-count {there}; or, once no "
