@@ -315,7 +315,7 @@ def test_killed_at_random_moments_each_id_is_there_once(tmp_path, model_folder, 
     count = kill_and_resume(tmp_path, model_folder, kind, num_kills=6, seed=1)
     assert count.kills == 6
     assert (count.lost, count.doubled, count.rows) == (0, 0, 1500)
-    assert count.versions > 20
+    assert count.commits > 20
 
 
 def test_log_line_where_there_is_no_terminal(sample, tmp_path, options, monkeypatch, caplog):

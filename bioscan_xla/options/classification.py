@@ -158,8 +158,8 @@ class ReferenceConfig:
     """Check a reference, or center or whiten its vectors."""
 
     action: str = "check"
-    """What to do: check (mislabels, shared barcodes, contradictions, coverage), or center or whiten:
-    a second table of the same rows whose vectors are centred or whitened."""
+    """What to do: check (mislabels, shared barcodes, contradictions, coverage); center or whiten
+    (a second table of the same rows, with vectors centred or whitened)."""
 
     reference: str = ""
     """Database made by embed; for check also labelled FASTA or Parquet."""
