@@ -192,7 +192,7 @@ def write_phyloseq(
 ) -> None:
     """Write otu_table.tsv, tax_table.tsv (always seven ranks) and sample_data.tsv.
 
-    All with row names, so that `as.matrix(read.delim(file, row.names = 1))` reads the first two.
+    All with row names, for `read.delim(file, row.names = 1, check.names = FALSE)`.
     """
     folder.mkdir(exist_ok=True)
     taxa = _by_count_row(rows, counts, names_of)
