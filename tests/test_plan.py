@@ -8,7 +8,7 @@ import pytest
 from bioscan_xla import plan
 from bioscan_xla.encode.packing import Totals
 from bioscan_xla.errors import ConfigError, DeviceError, InputError
-from bioscan_xla.options import EmbedConfig
+from bioscan_xla.options import EmbedConfig, FinetuneConfig
 from bioscan_xla.planning import estimate, programs
 from bioscan_xla.planning.compiler import (
     GIB,
@@ -64,6 +64,13 @@ def test_a_training_step_reduces_its_gradients(
     (program,) = result["programs"]
     assert set(program["collectives"]) == {"all-reduce"}
     assert program["host_transfers"] == 0
+    evaluation = result["evaluation"]
+    assert evaluation["sequences"] == 6  # a tenth of the sample
+    for program in evaluation["programs"]:  # vectors of all rows, brought together once
+        size = 4 * 64 * program["rows"] * program["segments"]
+        assert program["collectives"] == {"all-gather": [1, size]}
+        assert program["host_transfers"] == 0
+        assert program["peak_gib"] > program["argument_gib"]
 
 
 def test_a_compiler_that_is_not_there_is_told(tmp_path, monkeypatch):
@@ -108,6 +115,34 @@ def test_a_program_that_does_not_fit_has_no_figures():
     assert summary["fits"]
     assert summary["flops_over_ideal"] == pytest.approx(64)
     assert "96 sequences of a.parquet" in text
+
+
+def test_a_plan_says_what_an_evaluation_needs(monkeypatch, model_folder, training_sample):
+    jobs = []
+
+    def trace(job, model, dtype, shape, **more):
+        jobs.append((job, shape))
+        return b""
+
+    def compile_for(program, topology, rows, *given, **more):
+        does_fit = jobs[-1][0] == "finetune"
+        arguments = (3 if does_fit else 2) * GIB
+        peak = (4 if does_fit else 15.5) * GIB
+        return Compiled(1.0, arguments, 0, int(peak), 1e12, 1e9, {})
+
+    monkeypatch.setattr(programs, "trace", trace)
+    monkeypatch.setattr(programs, "compile_for", compile_for)
+    config = FinetuneConfig(train=training_sample, model=model_folder, min_sequences=1)
+    result = programs.plan_finetuning(config, find_topology("v5e-8"))
+    trained = [shape for job, shape in jobs if job == "finetune"]
+    assert trained[:-1] == [(p["rows"], p["tokens"], p["segments"]) for p in result["programs"]]
+    assert sum(p["batches"] for p in result["programs"]) == 2  # 54 sequences, 32 a batch
+    assert result["evaluation"]["programs"]
+    # The optimizer's state, 1 GiB, is there too: 16.5 of 16 GiB.
+    assert [p["peak_gib"] for p in result["evaluation"]["programs"]] == [16.5]
+    assert not result["fits"]
+    assert "an evaluation of 6 sequences" in estimate.describe(result)
+    assert "does not fit" in estimate.describe(result)
 
 
 def test_what_cannot_be_planned_is_told(model_folder, tmp_path, training_sample):

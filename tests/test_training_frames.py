@@ -19,8 +19,9 @@ from bioscan_xla.options import FinetuneConfig
 from bioscan_xla.reads.cleaning import clean_sequences
 from bioscan_xla.reads.labels import learn_labels
 from bioscan_xla.table.neighbours import open_table, read_fingerprint
+from bioscan_xla.training.batches import Augmentation, Shape, make_batch
 from bioscan_xla.training.classifier import TaxonomyClassifier, fit_to_model, load_classifier
-from bioscan_xla.training.data import Augmentation, Examples, make_batch
+from bioscan_xla.training.data import Examples
 from bioscan_xla.training.evaluation import predict
 from bioscan_xla.training.run import finetune
 
@@ -39,11 +40,9 @@ def test_a_batch_of_six_frames_gives_the_vectors_that_are_read(kind, model_folde
     made = make_batch(
         examples,
         labels,
-        64,
+        0,
         np.arange(3),
-        kind=kind,
-        batch_size=3,
-        num_devices=2,
+        shapes=None if kind == "cpu" else [Shape(2, 100, 2), Shape(4, 1000, 1)],
         max_tokens=1000,
         augmentation=Augmentation(0.0, False, 0.0),
         seed=0,
@@ -64,6 +63,7 @@ def test_a_batch_of_six_frames_gives_the_vectors_that_are_read(kind, model_folde
         if label[6] >= 0:
             np.testing.assert_allclose(vector, wanted[label[6]], atol=1e-5)
     assert sorted(made.labels[:, 6].tolist())[-3:] == [0, 1, 2]
+    assert batch.num_segments == (18 if kind == "cpu" else 2)
 
 
 def test_many_segments_are_pooled_as_few_are():

@@ -123,7 +123,16 @@ def describe(result: dict[str, Any]) -> str:
             else ""
         )
     )
-    if result["sequences_per_hour_bound"]:
+    evaluation = result.get("evaluation")
+    if evaluation is not None:
+        lines.append(f"an evaluation of {evaluation['sequences']:,} sequences:")
+        lines += map(_describe_program, evaluation["programs"])
+        seconds, tokens = evaluation["compile_seconds"], evaluation["useful_token_fraction"]
+        lines.append(
+            f"{len(evaluation['programs'])} program(s), {seconds:.0f} s to compile here; "
+            f"real tokens {tokens:.1%}"
+        )
+    if result["sequences_per_hour_bound"] and result["fits"]:
         lines.append(
             f"at most {result['sequences_per_hour_bound']:,.0f} sequences/h, bound by "
             f"{result['bottleneck']}; at {result['utilisation']:.0%} of that "

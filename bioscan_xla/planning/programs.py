@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +31,11 @@ from ..options import (
     FinetuneConfig,
 )
 from ..reads.inputs import expand_inputs
+from ..reads.lineages import RANKS, Lineage
 from ..reads.tokens import tokenize
-from ..training.data import plan_epoch
+from ..training.batches import augmentation_of, find_shapes, make_batch, plan_epoch
+from ..training.data import Examples
+from ..training.evaluation import OVERLAP_TOKENS as EVALUATION_OVERLAP_TOKENS
 from .compiler import (
     Compiled,
     Topology,
@@ -69,21 +72,13 @@ def plan_embedding(config: EmbedConfig, topology: Topology) -> dict[str, Any]:
     sequences = _sequences(config)
     shape = layout("xla", topology.num_cores, max_tokens)
     packed = pack(sequences, shape, max_tokens, config.overlap_tokens, frames, strands)
-    batches: dict[tuple[int, int, int], list[Batch]] = defaultdict(list)
-    for batch in packed.batches:
-        rows, width = batch.input_ids.shape
-        batches[rows, width, batch.num_segments].append(batch)
-    programs = []
-    for (rows, width, segments), made in sorted(batches.items(), key=lambda item: item[0][1]):
-        log.info("tracing and compiling %d rows of %d tokens", rows, width)
-        compiled = compile_for(
-            trace("embed", model, config.dtype, (rows, width, segments), pooling=config.pooling),
-            topology,
-            rows,
-            config.shard_parameters,
-        )
-        useful = sum(_useful_flops(model, batch) for batch in made) / len(made)
-        programs.append(Program(rows, width, segments, len(made), useful, compiled))
+
+    def compile_forward(rows: int, width: int, segments: int) -> Compiled:
+        shape = (rows, width, segments)
+        program = trace("embed", model, config.dtype, shape, pooling=config.pooling)
+        return compile_for(program, topology, rows, config.shard_parameters)
+
+    programs = _forward_programs(model, packed.batches, compile_forward)
     about = _about(config, config.input) | {"reading": describe_reading(frames, strands)}
     return about | summarise(programs, topology, len(sequences), packed.totals)
 
@@ -126,7 +121,7 @@ def _useful_flops(model: EsmConfig, batch: Batch) -> float:
 
 
 def plan_finetuning(config: FinetuneConfig, topology: Topology) -> dict[str, Any]:
-    """Plan fine-tuning: its steps, without evaluation; returns what `--json` prints.
+    """Plan fine-tuning, its steps and its evaluations; returns what `--json` prints.
 
     Raises:
         DeviceError: no TPU compiler here.
@@ -136,65 +131,141 @@ def plan_finetuning(config: FinetuneConfig, topology: Topology) -> dict[str, Any
 
     model = _model_config(config)
     config = fit_to_model(config, model)
-    frames = config.frames_trained
     max_tokens = model.max_position_embeddings - FIRST_POSITION
-    num_classes = list(_NUM_CLASSES)
-    if config.train:
-        from ..training.setup import prepare_data
+    train, held, num_classes = _training_data(config)
+    batches = _training_batches(config, topology, train, max_tokens)
+    options = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
 
-        data = prepare_data(config)
-        sequences, num_classes = data.train.sequences, list(data.space.num_classes)
-    else:
-        sequences = _sequences(EmbedConfig())
-    num_tokens = np.diff(tokenize(sequences).offsets)
-    rows = -(-config.batch_size // topology.num_cores) * topology.num_cores * frames
-    steps: dict[int, list[np.ndarray]] = defaultdict(list)
-    for width, members in plan_epoch(num_tokens, max_tokens, config.batch_size, config.seed, 0):
-        steps[width].append(members)
-
-    def compile_step(width: int, gradient_checkpointing: bool) -> Compiled:
+    def compile_step(shape: tuple[int, int, int], gradient_checkpointing: bool) -> Compiled:
         how = "with" if gradient_checkpointing else "without"
-        log.info("tracing and compiling %d rows of %d tokens %s checkpointing", rows, width, how)
-        options = _finetuning_options(config) | {"gradient_checkpointing": gradient_checkpointing}
+        log.info("tracing and compiling %d rows of %d tokens %s checkpointing", *shape[:2], how)
         program = trace(
             "finetune",
             model,
             config.dtype,
-            (rows, width, 1),
-            options=options,
+            shape,
+            options=options | {"gradient_checkpointing": gradient_checkpointing},
             num_classes=num_classes,
         )
-        return compile_for(program, topology, rows, in_place=True)
+        return compile_for(program, topology, shape[0], in_place=True)
 
     programs, totals = [], Totals()
-    for width, made in sorted(steps.items()):
-        compiled = compile_step(width, config.gradient_checkpointing)
-        lengths = [np.minimum(num_tokens[members], max_tokens) for members in made]
-        totals.useful_tokens += frames * int(sum(part.sum() for part in lengths))
-        totals.computed_tokens += len(made) * rows * width
-        useful = frames * sum(_step_flops(model, part) for part in lengths)
-        programs.append(Program(rows, width, 1, len(made), useful / len(made), compiled))
-    # The widest step the other way: what checkpointing would save or cost.
-    widest, other = programs[-1], not config.gradient_checkpointing
-    twin = dataclasses.replace(widest, compiled=compile_step(widest.width, other))
-    result = _about(config, config.train) | summarise(programs, topology, len(sequences), totals)
+    for shape, made in sorted(batches.items(), key=lambda item: item[0][0] * item[0][1]):
+        for batch in made:
+            totals.count(batch)
+        # Forward, and backward through activations: the base has no weight gradients.
+        useful = 2 * sum(_useful_flops(model, batch) for batch in made) / len(made)
+        compiled = compile_step(shape, config.gradient_checkpointing)
+        programs.append(Program(*shape, len(made), useful, compiled))
+    # The largest step the other way: what checkpointing would save or cost.
+    largest, other = programs[-1], not config.gradient_checkpointing
+    shape = (largest.rows, largest.width, largest.segments)
+    twin = dataclasses.replace(largest, compiled=compile_step(shape, other))
+    result = _about(config, config.train) | summarise(programs, topology, len(train), totals)
+    evaluation = None
+    if held:
+        evaluation = _plan_evaluation(config, topology, model, held, num_classes, largest)
+        result["fits"] = result["fits"] and evaluation["fits"]
     return result | {
         "reading": describe_reading(config.frames_read, config.strands or "given"),
         "num_classes": num_classes,
         "gradient_checkpointing": config.gradient_checkpointing,
         "widest_otherwise": describe_numbers(twin, topology),
+        "evaluation": evaluation,
     }
 
 
-def _step_flops(model: EsmConfig, num_tokens: np.ndarray) -> float:
-    """Forward, and backward through activations: the base has no weight gradients."""
-    squared = (num_tokens.astype(float) ** 2).sum()
-    return 2 * forward_flops(model, model.num_hidden_layers, num_tokens.sum(), squared)
+def _training_data(config: FinetuneConfig) -> tuple[Examples, list[str], list[int]]:
+    """What is trained on, the sequences of the evaluation, and classes of each rank."""
+    if config.train:
+        from ..training.setup import prepare_data
+
+        data = prepare_data(config)
+        return data.train, data.eval.sequences, list(data.space.num_classes)
+    sequences = _sequences(EmbedConfig())
+    first = round(len(sequences) * config.eval_fraction)
+    nameless: list[Lineage] = [(None,) * len(RANKS)] * (len(sequences) - first)
+    ids = [str(number) for number in range(len(nameless))]
+    return Examples(ids, sequences[first:], nameless), sequences[:first], list(_NUM_CLASSES)
 
 
-def _finetuning_options(config: FinetuneConfig) -> dict[str, Any]:
-    names = [field.name for field in dataclasses.fields(FinetuneConfig)]
-    return {name: getattr(config, name) for name in names}
+def _training_batches(
+    config: FinetuneConfig, topology: Topology, train: Examples, max_tokens: int
+) -> dict[tuple[int, int, int], list[Batch]]:
+    """Batches of the first epoch, by rows, tokens of a row and sequences of a row."""
+    num_tokens = np.diff(tokenize(train.sequences).offsets)
+    labels = np.zeros((len(train), len(RANKS)), np.int64)
+    how: dict[str, Any] = {
+        "max_tokens": max_tokens,
+        "augmentation": augmentation_of(config),
+        "seed": config.seed,
+        "frames": config.frames_trained,
+    }
+    shapes = find_shapes(
+        train, num_tokens, batch_size=config.batch_size, num_devices=topology.num_cores, **how
+    )
+    batches: dict[tuple[int, int, int], list[Batch]] = defaultdict(list)
+    for group, members in plan_epoch(num_tokens, max_tokens, config.batch_size, config.seed, 0):
+        batch = make_batch(train, labels, group, members, shapes=shapes, epoch=0, **how).batch
+        rows, width = batch.input_ids.shape
+        batches[rows, width, batch.num_segments].append(batch)
+    return batches
+
+
+def _plan_evaluation(
+    config: FinetuneConfig,
+    topology: Topology,
+    model: EsmConfig,
+    sequences: list[str],
+    num_classes: list[int],
+    step: Program,
+) -> dict[str, Any]:
+    """Figures of the programs of an evaluation; the optimizer's state stays where it is."""
+    max_tokens = model.max_position_embeddings - FIRST_POSITION
+    shape = layout("xla", topology.num_cores, max_tokens)
+    packed = pack(
+        sequences,
+        shape,
+        max_tokens,
+        EVALUATION_OVERLAP_TOKENS,
+        config.frames_read,
+        config.strands or "given",
+    )
+    options = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+
+    def compile_forward(rows: int, width: int, segments: int) -> Compiled:
+        program = trace(
+            "evaluate",
+            model,
+            config.dtype,
+            (rows, width, segments),
+            options=options,
+            num_classes=num_classes,
+        )
+        compiled = compile_for(program, topology, rows)
+        idle = max(0, step.compiled.argument_bytes - compiled.argument_bytes)
+        peak = compiled.peak_bytes
+        return dataclasses.replace(compiled, peak_bytes=None if peak is None else peak + idle)
+
+    programs = _forward_programs(model, packed.batches, compile_forward)
+    return summarise(programs, topology, len(sequences), packed.totals)
+
+
+def _forward_programs(
+    model: EsmConfig, batches: Sequence[Batch], compile_forward: Callable[[int, int, int], Compiled]
+) -> list[Program]:
+    """The programs of a forward pass over batches, narrow rows first."""
+    by_shape: dict[tuple[int, int, int], list[Batch]] = defaultdict(list)
+    for batch in batches:
+        rows, width = batch.input_ids.shape
+        by_shape[rows, width, batch.num_segments].append(batch)
+    programs = []
+    for (rows, width, segments), made in sorted(by_shape.items(), key=lambda item: item[0][1]):
+        log.info("tracing and compiling %d rows of %d tokens", rows, width)
+        useful = sum(_useful_flops(model, batch) for batch in made) / len(made)
+        compiled = compile_forward(rows, width, segments)
+        programs.append(Program(rows, width, segments, len(made), useful, compiled))
+    return programs
 
 
 def trace(

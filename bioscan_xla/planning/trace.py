@@ -33,16 +33,10 @@ def trace_training(
     config: EsmConfig, device: runtime.Device, batch: Batch, options: dict, num_classes: list[int]
 ) -> list[torch.Tensor]:
     """Results of one training step: its figures, the trained parameters, the optimizer's state."""
-    from ..options import FinetuneConfig
-    from ..training.classifier import build_classifier
-    from ..training.data import TrainingBatch
+    from ..training.batches import TrainingBatch
     from ..training.step import Learner, device_state, make_optimizer, train_step
 
-    finetuning = FinetuneConfig(**options)
-    labels: Any = SimpleNamespace(num_classes=num_classes)  # all that a classifier asks of it
-    with torch.device("meta"):
-        classifier = build_classifier(_empty_model(config, device), device, labels, finetuning)
-    model = _on_device(classifier, device)
+    finetuning, model = _classifier(config, device, options, num_classes)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     learner = Learner(finetuning, device, model, make_optimizer(model, finetuning), trained)
     for parameter in trained:
@@ -55,6 +49,31 @@ def trace_training(
     known = np.full(7, len(labelled))
     figures = train_step(learner, TrainingBatch(batch, labelled, known, len(labelled), frames))
     return [figures, *trained, *device_state(learner.optimizer)]
+
+
+def trace_evaluation(
+    config: EsmConfig, device: runtime.Device, batch: Batch, options: dict, num_classes: list[int]
+) -> list[torch.Tensor]:
+    """Results of reading one batch in an evaluation: the vectors that the heads see."""
+    from ..training.evaluation import ClassifierVectors
+
+    _, model = _classifier(config, device, options, num_classes)
+    max_tokens = config.max_position_embeddings - FIRST_POSITION
+    return [ClassifierVectors(model.eval(), device, max_tokens).trace(batch)]
+
+
+def _classifier(
+    config: EsmConfig, device: runtime.Device, options: dict, num_classes: list[int]
+) -> tuple[Any, Any]:
+    """The options of the run and its classifier, empty, on the device."""
+    from ..options import FinetuneConfig
+    from ..training.classifier import build_classifier
+
+    finetuning = FinetuneConfig(**options)
+    labels: Any = SimpleNamespace(num_classes=num_classes)  # all that a classifier asks of it
+    with torch.device("meta"):
+        classifier = build_classifier(_empty_model(config, device), device, labels, finetuning)
+    return finetuning, _on_device(classifier, device)
 
 
 def _empty_model(config: EsmConfig, device: runtime.Device) -> Any:
@@ -85,7 +104,8 @@ def main() -> None:
     if said["job"] == "embed":
         results = trace_embedding(config, device, batch, said["pooling"])
     else:
-        results = trace_training(config, device, batch, said["options"], said["num_classes"])
+        trace = trace_training if said["job"] == "finetune" else trace_evaluation
+        results = trace(config, device, batch, said["options"], said["num_classes"])
     Path(said["out"]).write_bytes(runtime.traced_program(results))
 
 

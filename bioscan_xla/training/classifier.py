@@ -114,20 +114,27 @@ class TaxonomyClassifier(nn.Module):
             num_segments: segments a row can hold.
             runs: see `packing.Batch`.
             attention_mask: (rows, tokens), 1 for tokens; only without positions and segments.
-            frames: so many neighbouring segments are the frames of one sequence; their
-                token-weighted mean is taken.
+            frames: so many neighbouring rows, or segments of a single row, are the frames of
+                the same sequences; their token-weighted mean is taken.
         """
         if positions is None or segments is None:
             mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
             segments = mask - 1  # 0 for tokens, -1 for filler
             counting = torch.arange(input_ids.shape[1], device=input_ids.device) + FIRST_POSITION
             positions = torch.where(mask > 0, counting, FIRST_POSITION - 1)
-        vectors = self.vectors(input_ids, positions, segments, num_segments, runs).flatten(0, 1)
+        vectors = self.vectors(input_ids, positions, segments, num_segments, runs)
         if frames > 1:
-            num_tokens = count_tokens(segments, num_segments).view(-1, frames, 1)
-            total = (vectors.unflatten(0, (-1, frames)) * num_tokens).sum(1)
-            vectors = total / num_tokens.sum(1).clamp(min=1)
-        return self.classify(vectors)
+            num_tokens = _by_example(count_tokens(segments, num_segments)[..., None], frames)
+            total = (_by_example(vectors, frames) * num_tokens).sum(1)
+            return self.classify(total / num_tokens.sum(1).clamp(min=1))
+        return self.classify(vectors.flatten(0, 1))
+
+
+def _by_example(values: torch.Tensor, frames: int) -> torch.Tensor:
+    """(rows, segments, size) as (examples, frames, size)."""
+    if len(values) == 1:
+        return values[0].unflatten(0, (-1, frames))
+    return values.unflatten(0, (-1, frames)).transpose(1, 2).flatten(0, 1)
 
 
 def attach_adapter(

@@ -22,7 +22,7 @@ from .data import Data
 from .metrics import Predictions, evaluate
 
 _JOB_SEQUENCES = 2048
-_OVERLAP_TOKENS = 100
+OVERLAP_TOKENS = 100
 _MOST_VECTORS = 5000
 
 
@@ -42,7 +42,7 @@ class Evaluated:
 
 
 @dataclass(frozen=True)
-class _Vectors:
+class ClassifierVectors:
     """Gives `run_jobs` the input vectors of a classifier's heads."""
 
     classifier: TaxonomyClassifier
@@ -61,15 +61,18 @@ class _Vectors:
         config: Any = self.classifier.encoder.config
         return config.hidden_size
 
-    @torch.no_grad()
     def encode(self, batch: Batch) -> torch.Tensor:
         """Start computing a batch: (rows, num_segments, hidden) float32, on the device."""
+        return runtime.launch(self.device, self.trace(batch))
+
+    @torch.no_grad()
+    def trace(self, batch: Batch) -> torch.Tensor:
+        """What `encode` computes; on XLA, computation has not started."""
         ids, positions, segments = (
             runtime.put(self.device, array)
             for array in (batch.input_ids, batch.positions, batch.segments)
         )
-        vectors = self.classifier.vectors(ids, positions, segments, batch.num_segments, batch.runs)
-        return runtime.launch(self.device, vectors)
+        return self.classifier.vectors(ids, positions, segments, batch.num_segments, batch.runs)
 
 
 def predict(
@@ -113,7 +116,7 @@ def predict_batches(
             None,
             sequences[first : first + _JOB_SEQUENCES],
             max_tokens,
-            _OVERLAP_TOKENS,
+            OVERLAP_TOKENS,
             classifier.frames,
             classifier.strands,
         )
@@ -123,7 +126,9 @@ def predict_batches(
         # The heads are small: on the host they cost nothing and compile nothing.
         heads = [copy.deepcopy(head).cpu() for head in classifier.heads.values()]
         counts = classifier.labels.num_classes
-        for _, vectors, _ in run_jobs(_Vectors(classifier, device, max_tokens), jobs, Totals()):
+        for _, vectors, _ in run_jobs(
+            ClassifierVectors(classifier, device, max_tokens), jobs, Totals()
+        ):
             with torch.inference_mode():
                 logits = [head(torch.from_numpy(vectors)) for head in heads]
                 probabilities = [

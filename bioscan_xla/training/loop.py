@@ -23,7 +23,7 @@ from ..encode.packing import Batch
 from ..errors import BioscanError
 from ..options.training import LOWER_IS_BETTER
 from ..reads.lineages import RANKS
-from .data import TrainingBatch, augmentation_of, make_batch, plan_epoch
+from .batches import TrainingBatch, augmentation_of, find_shapes, make_batch, plan_epoch
 from .evaluation import evaluate_part
 from .setup import Run
 from .step import train_step
@@ -96,6 +96,18 @@ class Loop:
         self.accelerator, self.cursor = run.accelerator, run.cursor
         config = run.config
         self.augmentation = augmentation_of(config)
+        self.shapes = None
+        if run.device.kind == "xla":
+            self.shapes = find_shapes(
+                run.data.train,
+                run.num_tokens,
+                max_tokens=run.max_tokens,
+                batch_size=config.batch_size,
+                num_devices=run.device.num_devices,
+                augmentation=self.augmentation,
+                seed=config.seed,
+                frames=config.frames_trained,
+            )
         self.pending: list[_Update] = []
         self.group: Any = None
         if run.accelerator.num_processes > 1:  # through the hosts: no device waits
@@ -161,10 +173,10 @@ class Loop:
         return values.bool().tolist()
 
     def _update(self, batches: Sequence[tuple[int, np.ndarray]]) -> None:
-        """Train on a group of batches, (row width, examples) each, and update once."""
+        """Train on several batches, (group, examples) each, and update once."""
         update = _Update([], [])
-        for number, (width, rows) in enumerate(batches, 1):
-            made = self._make_batch(width, rows)
+        for number, (group, rows) in enumerate(batches, 1):
+            made = self._make_batch(group, rows)
             figures = train_step(
                 self.run.learner,
                 made,
@@ -177,16 +189,14 @@ class Loop:
         self.run.scheduler.step()
         self.pending.append(update)
 
-    def _make_batch(self, width: int, rows: np.ndarray) -> TrainingBatch:
+    def _make_batch(self, group: int, rows: np.ndarray) -> TrainingBatch:
         config, data = self.config, self.run.data
         return make_batch(
             data.train,
             data.train_labels,
-            width,
+            group,
             rows,
-            kind=self.device.kind,
-            batch_size=config.batch_size,
-            num_devices=self.device.num_devices,
+            shapes=self.shapes,
             max_tokens=self.run.max_tokens,
             augmentation=self.augmentation,
             seed=config.seed,

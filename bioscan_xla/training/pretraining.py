@@ -38,7 +38,7 @@ from ..reads.inputs import expand_inputs
 from ..reads.raw import read_options
 from ..reads.records import read_chunks
 from ..reads.tokens import load_tokenizer, save_tokenizer, tokenize
-from .data import Augmentation
+from .batches import Augmentation
 
 log = logging.getLogger("bioscan_xla.pretrain")
 

@@ -26,6 +26,7 @@ from ..reads.labels import learn_labels
 from ..reads.lineages import RANKS, known_lineage
 from ..reads.raw import ReadOptions
 from ..reads.tokens import tokenize
+from .batches import plan_epoch
 from .checkpoint import Checkpoints, Cursor, recorded_commit
 from .classifier import (
     TaxonomyClassifier,
@@ -34,7 +35,7 @@ from .classifier import (
     fit_to_model,
     initial_log_priors,
 )
-from .data import Data, plan_epoch, read_examples
+from .data import Data, read_examples
 from .folder import History, write_tables
 from .loss import parent_links
 from .splits import EVAL, NOVEL, TRAIN, split_rows

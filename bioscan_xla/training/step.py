@@ -15,7 +15,7 @@ from torch import nn
 
 from ..encode import runtime
 from ..options import FinetuneConfig
-from .data import TrainingBatch
+from .batches import TrainingBatch
 from .loss import ParentLink, rank_loss
 
 

@@ -8,6 +8,7 @@ arithmetic and memory allow. Nothing is computed and no speed is measured. Needs
 """
 
 import argparse
+import os
 import sys
 
 from bioscan_xla.encode.architecture import esm_config
@@ -22,7 +23,10 @@ def use_flash_attention():
     """Have the model attend by torch_xla's Pallas kernel, which knows segments."""
     import jax
     import jax.experimental.pallas.ops.tpu.flash_attention
+    import numpy as np
     import torch
+    import torch_xla.distributed.spmd as xs
+    import torch_xla.runtime as xr
     from jax._src.interpreters.mlir import LoweringParameters
     from torch_xla.experimental import custom_kernel
     from transformers import AttentionInterface
@@ -44,10 +48,22 @@ def use_flash_attention():
         return payload, [x for x in given if torch.is_tensor(x)]
 
     custom_kernel.trace_pallas = trace_for_tpu
+    xr.use_spmd()
+    count = xr.global_runtime_device_count()
+    mesh = xs.Mesh(np.arange(count), (count,), ("data",))
 
     def flash(module, query, key, value, attention_mask, segments=None, scaling=None, **_):
+        # Each core runs the kernel on its own rows; without the specification all are gathered.
         states = custom_kernel.flash_attention(
-            query, key, value, False, segments, segments, scaling, partition_spec=None
+            query,
+            key,
+            value,
+            False,
+            segments,
+            segments,
+            scaling,
+            partition_spec=("data", None, None, None) if mesh.size() > 1 else None,
+            mesh=mesh,
         )
         return states.transpose(1, 2), None
 
@@ -100,16 +116,18 @@ def main():
     if options.only in (None, "sharding") and cores > 1:
         report("8 rows, parameters sharded", topology, 8 * cores, 1024, shard=True)
     if options.only in (None, "attention"):
-        command = (__file__, "--trace-flash")
-        report("8 rows, Pallas flash attention", topology, 8 * cores, 1024, command)
+        command = (__file__, "--trace-flash", str(cores))
+        report("8 rows of 1,024, flash attention", topology, 8 * cores, 1024, command)
+        report("16 rows of 512, flash attention", topology, 16 * cores, 512, command)
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--trace-flash"]:
+        os.environ["CPU_NUM_DEVICES"] = sys.argv[2]
         from bioscan_xla.planning import trace as trace_program
 
         use_flash_attention()
-        sys.argv = sys.argv[1:]
+        sys.argv = sys.argv[2:]
         trace_program.main()
     else:
         main()
