@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from transformers import AttentionInterface, AttentionMaskInterface
 
+from . import varlen
+
 NAME = "packed"
 """What a model's attention implementation is set to."""
 
@@ -17,8 +19,18 @@ _SCORE_ELEMENTS = 1 << 19  # a tile of attention scores that stays in the L2 cac
 
 
 def _packed_attention(module, query, key, value, attention_mask, runs=None, **options):
-    attend = _segment_attention if runs is None else _runs_attention
+    attend = _segment_attention
+    if runs is not None:
+        attend = _varlen_attention if query.device.type == "cuda" else _runs_attention
     return attend(module, query, key, value, attention_mask, runs=runs, **options)
+
+
+def _varlen_attention(module, query, key, value, attention_mask, runs=None, scaling=None, **more):
+    """`_runs_attention` by one kernel over all segments, where one works."""
+    states = varlen.attend(*(x[0].transpose(0, 1) for x in (query, key, value)), runs, scaling)
+    if states is None:
+        return _runs_attention(module, query, key, value, attention_mask, runs, scaling, **more)
+    return states[None], None
 
 
 def _runs_attention(module, query, key, value, attention_mask, runs=None, scaling=None, **_):

@@ -44,6 +44,7 @@ from .packing import (
 )
 from .pooling import POOLINGS, mean_of_rows, pool
 from .runtime import Device
+from .sending import send_back
 from .transform import Transform, load_transform
 
 log = logging.getLogger(__name__)
@@ -111,9 +112,9 @@ class Encoder:
             else None
         )
 
-    def encode(self, batch: Batch) -> torch.Tensor:
+    def encode(self, batch: Batch) -> Any:
         """Start computing a batch: (rows, num_segments, hidden) float32, on the device."""
-        return runtime.launch(self.device, self.trace(batch))
+        return send_back(self.device, self.trace(batch))
 
     @torch.no_grad()
     def trace(self, batch: Batch) -> torch.Tensor:

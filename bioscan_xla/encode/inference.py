@@ -37,7 +37,7 @@ class SegmentEncoder(Protocol):
     def pooling(self) -> str: ...  # noqa: D102
     @property
     def hidden(self) -> int: ...  # noqa: D102
-    def encode(self, batch: Batch) -> torch.Tensor: ...  # noqa: D102
+    def encode(self, batch: Batch) -> Any: ...  # noqa: D102
 
 
 @dataclass

@@ -17,6 +17,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from ..encode import runtime
 from ..encode.inference import prepare, run_jobs
 from ..encode.packing import Batch, Layout, Totals, layout
+from ..encode.sending import send_back
 from .classifier import POOLING, TaxonomyClassifier
 from .data import Data
 from .metrics import Predictions, evaluate
@@ -61,9 +62,9 @@ class ClassifierVectors:
         config: Any = self.classifier.encoder.config
         return config.hidden_size
 
-    def encode(self, batch: Batch) -> torch.Tensor:
+    def encode(self, batch: Batch) -> Any:
         """Start computing a batch: (rows, num_segments, hidden) float32, on the device."""
-        return runtime.launch(self.device, self.trace(batch))
+        return send_back(self.device, self.trace(batch))
 
     @torch.no_grad()
     def trace(self, batch: Batch) -> torch.Tensor:
