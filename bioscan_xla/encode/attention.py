@@ -19,17 +19,19 @@ _SCORE_ELEMENTS = 1 << 19  # a tile of attention scores that stays in the L2 cac
 
 
 def _packed_attention(module, query, key, value, attention_mask, runs=None, **options):
-    attend = _segment_attention
-    if runs is not None:
-        attend = _varlen_attention if query.device.type == "cuda" else _runs_attention
-    return attend(module, query, key, value, attention_mask, runs=runs, **options)
+    if runs is None:
+        return _segment_attention(module, query, key, value, attention_mask, **options)
+    if query.device.type == "cuda":
+        return _varlen_attention(module, query, key, value, attention_mask, runs, **options)
+    return _runs_attention(module, query, key, value, attention_mask, runs, **options)
 
 
-def _varlen_attention(module, query, key, value, attention_mask, runs=None, scaling=None, **more):
+def _varlen_attention(module, query, key, value, attention_mask, runs, scaling=None, **_):
     """`_runs_attention` by one kernel over all segments, where one works."""
-    states = varlen.attend(*(x[0].transpose(0, 1) for x in (query, key, value)), runs, scaling)
+    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+    states = varlen.attend(q, k, v, runs, scaling)
     if states is None:
-        return _runs_attention(module, query, key, value, attention_mask, runs, scaling, **more)
+        return _runs_attention(module, query, key, value, attention_mask, runs, scaling)
     return states[None], None
 
 

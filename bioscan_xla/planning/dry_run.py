@@ -35,7 +35,7 @@ def describe_embedding(config: EmbedConfig) -> str:
     packed = pack(sequences, shape, max_tokens, config.overlap_tokens, frames, strands)
     totals = packed.totals
     total = count_rows(sources)
-    weights = _count_parameters(model) * (1 if device.is_int8 else device.dtype.itemsize)
+    weights = count_parameters(model) * (1 if device.is_int8 else device.dtype.itemsize)
     lines = [
         f"input: {len(sources)} file(s), "
         + (f"{total:,} records" if total is not None else "records not counted yet"),
@@ -91,7 +91,8 @@ def _histogram(lengths: list[int]) -> list[str]:
     ]
 
 
-def _count_parameters(model: EsmConfig) -> int:
+def count_parameters(model: EsmConfig) -> int:
+    """Parameters of an encoder, without heads."""
     import torch
     from transformers import EsmModel
 

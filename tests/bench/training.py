@@ -41,24 +41,25 @@ def write_labelled(path, count):
     pq.write_table(pa.table(columns), path)
 
 
-def _config(folder, output, **more):
-    return FinetuneConfig(
-        train=str(Path(folder, "labelled.parquet")),
-        model=str(Path(folder, "model")),
-        output=str(Path(folder, output)),
-        device="cpu",
-        dtype="float32",
-        num_epochs=1,
-        batch_size=BATCH,
-        eval_fraction=0.0,
-        min_sequences=1,
-        reverse_complement=0.0,
-        frame_shift=False,
-        **more,
-    )
+def config(folder, output, **more):
+    """The same settings for both; `more` goes before them."""
+    options = {
+        "train": str(Path(folder, "labelled.parquet")),
+        "model": str(Path(folder, "model")),
+        "output": str(Path(folder, output)),
+        "device": "cpu",
+        "dtype": "float32",
+        "num_epochs": 1,
+        "batch_size": BATCH,
+        "eval_fraction": 0.0,
+        "min_sequences": 1,
+        "reverse_complement": 0.0,
+        "frame_shift": False,
+    }
+    return FinetuneConfig(**options | more)
 
 
-def train_ours(folder, output):
+def train_ours(folder, output, **more):
     """Seconds of the epoch."""
     from bioscan_xla.training import loop as training_loop
 
@@ -72,7 +73,7 @@ def train_ours(folder, output):
 
     training_loop.Loop.run_epoch = timed
     try:
-        finetune(_config(folder, output))
+        finetune(config(folder, output, **more))
     finally:
         training_loop.Loop.run_epoch = run_epoch
     return seconds[0]
@@ -98,13 +99,14 @@ class _ForTrainer(torch.nn.Module):
         return {"loss": rank_loss(logits, labels).total}
 
 
-def train_theirs(folder):
+def train_theirs(folder, **more):
     """Seconds of the epoch, by the Trainer's own clock, batches grouped by length."""
     from transformers import Trainer, TrainingArguments
 
     from bioscan_xla.training.setup import prepare_data
 
-    data = prepare_data(_config(folder, "unused"))
+    same = config(folder, "unused", **more)
+    data = prepare_data(same)
     tokenizer = load_tokenizer()
     rows = [
         {"input_ids": tokenizer(text)["input_ids"], "labels": labels}
@@ -124,10 +126,10 @@ def train_theirs(folder):
 
     options = TrainingArguments(
         str(Path(folder, "trainer")),
-        per_device_train_batch_size=BATCH,
+        per_device_train_batch_size=same.batch_size,
         num_train_epochs=1,
         learning_rate=2e-4,
-        use_cpu=True,
+        use_cpu=same.device == "cpu",
         report_to=[],
         save_strategy="no",
         disable_tqdm=True,
@@ -143,7 +145,7 @@ def train_theirs(folder):
 def measure_memory(folder, on, connection):
     """Send the peak resident memory of one epoch, MiB."""
     logging.disable()
-    finetune(_config(folder, f"memory-{on}", gradient_checkpointing=on))
+    finetune(config(folder, f"memory-{on}", gradient_checkpointing=on))
     connection.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 
