@@ -1,9 +1,15 @@
 """Training batches: each example once, the same in every process and on every device."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+import torch
 
+from bioscan_xla.encode.model import load_model
 from bioscan_xla.encode.packing import PAD_ID
+from bioscan_xla.encode.runtime import open_device
+from bioscan_xla.options import FinetuneConfig
 from bioscan_xla.reads.tokens import tokenize
 from bioscan_xla.training.batches import (
     Augmentation,
@@ -14,7 +20,9 @@ from bioscan_xla.training.batches import (
     make_batch,
     plan_epoch,
 )
+from bioscan_xla.training.classifier import build_classifier
 from bioscan_xla.training.data import Examples
+from bioscan_xla.training.step import Learner, make_optimizer, train_step
 
 PLAIN = Augmentation(0.0, False, 0.0)
 
@@ -174,3 +182,22 @@ def test_augmentation():
     cropped = [Augmentation(0.0, False, 1.0).apply(sequence, rng) for _ in range(20)]
     assert all(part in sequence and 100 <= len(part) < 300 for part in cropped)
     assert PLAIN.apply(sequence, rng) == sequence
+
+
+@pytest.mark.parametrize("frames", [1, 6])
+def test_a_step_on_rows_of_xla_is_the_step_on_one_row(examples, labels, model_folder, frames):
+    device = open_device("cpu", "float32")
+    config = FinetuneConfig(dropout=0.0, frames=frames)
+    counts = SimpleNamespace(num_classes=[4] * 7)
+    rows = np.array([0, 3, 4, 9])
+    figures = []
+    for shapes in (None, [Shape(2, 2000, 3), Shape(4, 1000, 1)]):
+        torch.manual_seed(0)
+        base = load_model(model_folder, torch.float32)
+        model = build_classifier(base, device, counts, config)
+        trained = [p for p in model.parameters() if p.requires_grad]
+        learner = Learner(config, device, model, make_optimizer(model, config), trained)
+        made = _make(examples, labels, rows, shapes=shapes, frames=frames)
+        figures.append(train_step(learner, made))
+    assert figures[0][1] > 0
+    torch.testing.assert_close(figures[0], figures[1], rtol=1e-4, atol=1e-6)

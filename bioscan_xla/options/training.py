@@ -135,7 +135,7 @@ class FinetuneConfig:
     """Passes over the training sequences."""
 
     batch_size: int = 32
-    """Sequences per step, over all processes."""
+    """Sequences per step, over all processes; a few less in some, so that steps are alike."""
 
     accumulate: int = 1
     """Batches whose gradients are added before an update."""
