@@ -85,6 +85,21 @@ def test_best_first_and_only_so_many_traced():
     assert align(query, []) == []
 
 
+def test_of_long_sequences_only_the_best_are_filled(monkeypatch):
+    rng = np.random.default_rng(7)
+    letters = list("ACGT")
+    query = "".join(rng.choice(letters, 200))
+    others = [
+        "".join(str(rng.choice(letters)) if rng.random() < share else c for c in query)
+        for share in (0.3, 0.1, 0.2, 0.0)
+    ]
+    alignment = "bioscan_xla.classification.alignment"
+    monkeypatch.setattr(f"{alignment}.guess_trace", lambda *_: None)
+    assert len(align(query, others, num_traced=3)) == 3
+    monkeypatch.setattr(f"{alignment}._MOST_CELLS", 1)
+    assert [hit.number for hit in align(query, others, num_traced=3)] == [3, 1]
+
+
 def test_nothing_in_common_is_no_alignment():
     (found,) = align("A" * 50, ["C" * 50])
     assert found.identity == 0.0

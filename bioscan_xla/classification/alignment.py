@@ -17,6 +17,9 @@ import numpy as np
 
 from .trace import GAP_EXTEND, GAP_OPEN, MATCH, MISMATCH, Trace, as_letters, guess_trace
 
+_MOST_CELLS = 40_000_000
+"""Of the matrices filled for a query, a quarter of a second; two are filled in any case."""
+
 _AS_SAM = str.maketrans("ID", "DI")  # Opal names gaps by the sequence that has them
 
 
@@ -69,7 +72,8 @@ def align(query: str, references: Sequence[str], num_traced: int | None = None) 
         references: cleaned.
         num_traced: only this many of the best scores get an alignment, and this many of the best
             scores per base of the shorter sequence, so that short references have their chance.
-            All by default. A score costs a tenth of a filled matrix.
+            Of very long ones that need a filled matrix, only the best. All by default. A score
+            costs a tenth of a filled matrix.
     """
     import pyopal
 
@@ -96,6 +100,9 @@ def align(query: str, references: Sequence[str], num_traced: int | None = None) 
         if found is not None:
             traces[number] = found
     rest = [number for number in chosen if number not in traces]
+    if num_traced is not None:
+        rest = _affordable(query, references, sorted(rest, key=lambda at: -ends[at].score))
+        chosen = sorted({*traces, *rest})
     if rest:
         database = pyopal.Database([references[number] for number in rest], alphabet=alphabet)
         for result in aligner.align(query, database, mode="full", algorithm="ov"):
@@ -107,6 +114,12 @@ def align(query: str, references: Sequence[str], num_traced: int | None = None) 
         for number in chosen
     ]
     return sorted(aligned, key=lambda found: (-found.score, found.number))
+
+
+def _affordable(query: str, references: Sequence[str], numbers: Sequence[int]) -> list[int]:
+    """The first references whose matrices together stay below a size, and two at least."""
+    cells = np.cumsum([len(query) * len(references[number]) for number in numbers])
+    return list(numbers[: max(2, int((cells <= _MOST_CELLS).sum()))])
 
 
 def _measure(query: str, reference: str, number: int, score: int, trace: Trace) -> Aligned:

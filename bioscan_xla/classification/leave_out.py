@@ -24,7 +24,7 @@ from .naming import Named, Namer, in_threads
 log = logging.getLogger(__name__)
 
 _FEWEST_REFERENCES = 100
-_FORM = 5  # counts up when features or votes change: kept trials are then run again
+_FORM = 6  # counts up when features or votes change: kept trials are then run again
 
 
 def run_trials(namer: Namer, num_trials: int = 1500, seed: int = 0) -> Trials | None:
