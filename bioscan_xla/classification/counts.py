@@ -162,7 +162,8 @@ def _read_text(path: str) -> Counts:
                 value = float(cell)
             except ValueError:
                 raise InputError(
-                    f"{path}: row {number} ({row[0]}), column {header[at]!r}: {cell!r} not a count"
+                    f"{path}: row {number} ({row[0]}), column {header[at]!r}: {cell!r} is "
+                    "not a count"
                 ) from None
             if value:
                 data.append(value)

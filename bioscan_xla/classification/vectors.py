@@ -138,7 +138,7 @@ def _kept_vectors(encoder: "Encoder", reference: Reference, folder: Path) -> np.
     path = folder / f"vectors-{key}.npy"
     if path.is_file():
         return np.load(path)
-    log.info("embedding %d references, once", len(reference.ids))
+    log.info("embedding %d references; their vectors are kept for the next run", len(reference.ids))
     vectors = embed_sequences(encoder, reference.sequences).astype(np.float16)
     folder.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".part")

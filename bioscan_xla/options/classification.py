@@ -150,7 +150,9 @@ class ClassifyConfig:
         if self.samples and not self.table:
             raise ConfigError("samples describe the columns of a count table; pass --table too")
         if self.remove_controls and not self.samples:
-            raise ConfigError("--samples says which samples are controls; pass it too")
+            raise ConfigError(
+                "--remove-controls needs --samples, which says which are controls; pass it too"
+            )
 
 
 @dataclass(frozen=True)

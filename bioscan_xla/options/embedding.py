@@ -126,7 +126,8 @@ class EmbedConfig:
     """How many processes share the input."""
 
     reshare: bool = False
-    """Take over a table that another number of processes filled; none of them may still run."""
+    """Take over a table that another number of processes filled, or processes with other files;
+    none of them may still run."""
 
     dry_run: bool = False
     """Read part of the input, print the plan, compute nothing."""
