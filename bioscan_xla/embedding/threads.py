@@ -222,8 +222,8 @@ class Writer(Generic[T]):
         model = read_fingerprint(self._store.table).get("model", "")
         raise ModelError(
             f"model {model!r} gives no usable vectors: {num_bad} of {self._computed} are not "
-            "finite. Their records are left for the next run. Check its weights, use another model, or "
-            "use --dtype float32 and --vector-dtype float32 if its numbers are too large"
+            "finite. Their records are left for the next run. Check its weights, use another "
+            "model, or use --dtype float32 and --vector-dtype float32 if its numbers are too large"
         )
 
     def _commit(self) -> None:
