@@ -372,6 +372,23 @@ def test_new_version_under_load(model_folder, tmp_path, monkeypatch, encoder):
         assert gone.status_code == 404
 
 
+def test_a_version_that_does_less_is_refused(reference, tmp_path, monkeypatch, model_folder):
+    """The table is of another model: /v1/search would fail under the name."""
+    monkeypatch.setenv("BIOSCAN_ADMIN_KEY", "boss")
+    write_model(tmp_path / "new", hidden=64, layers=1, heads=4, seed=5)
+    admin = {"authorization": "Bearer boss"}
+    with running(reference=reference, name="m") as it:  # the model that made the table
+        body = {"name": "m", "model": str(tmp_path / "new")}
+        refused = it.client.post("/v1/models", json=body, headers=admin)
+        assert (refused.status_code, refused.json()["error"]["param"]) == (409, "reference")
+        assert it.post("search", input=SEQUENCE, model="m").status_code == 200
+        beside = it.client.post("/v1/models", json=body | {"name": "n"}, headers=admin).json()
+        assert (beside["search"], beside["classify"]) == (False, True)
+        error = it.post("search", input=SEQUENCE, model="n").json()["error"]
+        assert "made by another model" in error["message"]
+        assert it.post("classify", input=SEQUENCE, model="n").status_code == 200
+
+
 def test_models_that_cannot_be_loaded(tmp_path, training_sample):
     with pytest.raises(ModelError), running(model=str(tmp_path / "none")):
         pass

@@ -123,12 +123,29 @@ class Service:
         try:
             self.versions.check_room()
             version = load_version(self.config, wanted, self.queue)
+            self._check_it_does_as_much(version)
             self.versions.install(version)
             return version
         except BioscanError as error:
             raise Refused(400, "model_not_loaded", str(error)) from error
         finally:
             self._loading.release()
+
+    def _check_it_does_as_much(self, version: Version) -> None:
+        """Refuse a version for which requests would fail that its predecessor answers."""
+        before = self.versions.current(version.name)
+        for path, old, new in (
+            ("search", before and before.table, version.table),
+            ("classify", before and before.naming, version.naming),
+        ):
+            if old is not None and not isinstance(old, str) and isinstance(new, str):
+                raise Refused(
+                    409,
+                    "does_less",
+                    f"{before.id if before else ''} answers /v1/{path} and {version.id} would not: "
+                    f"{new}. Pass a `reference` that fits it, or load it under another name",
+                    param="reference",
+                )
 
     def drain(self) -> None:
         """Accept nothing more."""

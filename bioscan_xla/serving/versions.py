@@ -90,6 +90,11 @@ class Versions:
             )
         return version
 
+    def current(self, name: str) -> Version | None:
+        """The version that a name means; None if it means none."""
+        with self._lock:
+            return self._by_id.get(self._current.get(name, ""))
+
     def is_current(self, version: Version) -> bool:
         """True if the name of the version means it."""
         return self._current.get(version.name) == version.id
