@@ -163,7 +163,7 @@ def ways(folder):
         yield name, lambda d=dtype, b=batch: sentence_transformers(folder, d, b)
     yield "OpenVINO, bfloat16, batch 1", lambda: openvino(folder)
     yield "ONNX Runtime, int8, batch 1", lambda: onnx_runtime(folder)
-    for dtype in ("float32", "bfloat16"):
+    for dtype in ("float32", "bfloat16", "int8"):
         yield f"bioscan_xla, whole command, {dtype}", lambda d=dtype: whole_command(folder, d)
 
 
