@@ -20,6 +20,7 @@ ROOMS = [
     "table",
     "embedding",
     "training",
+    "federation",
     "classification",
     "planning",
     "transfer",

@@ -7,6 +7,7 @@ Invariants: what needs no file and no device is checked here, and nothing heavy 
 from .checks import DEFAULT_MODEL, DEVICES, SAMPLE
 from .classification import ClassifyConfig, ReferenceConfig
 from .embedding import EmbedConfig, SearchConfig
+from .federation import LabelUnionConfig, MergeConfig, SiteConfig, SiteLabelsConfig
 from .files import SampleConfig, SyncConfig
 from .plan import PlanEmbeddingConfig, PlanFinetuningConfig
 from .serving import ServeConfig
@@ -19,6 +20,8 @@ __all__ = [
     "ClassifyConfig",
     "EmbedConfig",
     "FinetuneConfig",
+    "LabelUnionConfig",
+    "MergeConfig",
     "PlanEmbeddingConfig",
     "PlanFinetuningConfig",
     "PretrainConfig",
@@ -26,5 +29,7 @@ __all__ = [
     "SampleConfig",
     "SearchConfig",
     "ServeConfig",
+    "SiteConfig",
+    "SiteLabelsConfig",
     "SyncConfig",
 ]

@@ -79,6 +79,12 @@ class FinetuneConfig:
     min_sequences: int = 2
     """A class with fewer sequences is unknown at its rank and still counts above it."""
 
+    labels: str | None = None
+    """A labels.json with the classes to learn; by default those of the training sequences."""
+
+    start: str | None = None
+    """Output folder of fine-tuning, or of federate merge, to go on from, with its classes."""
+
     eval_fraction: float = 0.1
     """Share of the distinct sequences held out where no eval file is given."""
 
@@ -102,6 +108,9 @@ class FinetuneConfig:
 
     targets: list[str] = ("query", "value")  # type: ignore[assignment]
     """Layers that get an adapter; in a model without layers the embeddings of its tokens."""
+
+    freeze_a: bool = False
+    """Train only LoRA's B, which starts at zero, and leave the random A as it is drawn."""
 
     rank_weights: list[float] = RANK_WEIGHTS  # type: ignore[assignment]
     """Weight of each rank in the loss, kingdom to species."""
@@ -139,6 +148,9 @@ class FinetuneConfig:
 
     accumulate: int = 1
     """Batches whose gradients are added before an update."""
+
+    optimizer: str = "adamw"
+    """adamw, or sgd (plain, without momentum)."""
 
     learning_rate: float = 2e-4
     """Peak learning rate."""
@@ -203,6 +215,7 @@ class FinetuneConfig:
                 "strands": (None, "given", "both"),
                 "novel_rank": (None, "family", "genus"),
                 "tracker": TRACKERS,
+                "optimizer": ("adamw", "sgd"),
             },
         )
         ones = (

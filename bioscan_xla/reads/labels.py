@@ -8,7 +8,7 @@ a taxon too rare to be a class at its rank still counts at the ranks above.
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,8 +20,12 @@ from .lineages import RANKS, Lineage, known_lineage
 UNKNOWN = -1
 """Class number of a rank that is not known."""
 
+_MOST_SEQUENCES = 2**53
+"""Larger counts are no longer exact as floating-point numbers."""
 
-def _compatible(a: Lineage, b: Lineage) -> bool:
+
+def compatible(a: Lineage, b: Lineage) -> bool:
+    """Whether two chains of names differ only where one of them is unknown."""
     return all(x is None or y is None or x == y for x, y in zip(a, b, strict=True))
 
 
@@ -93,7 +97,7 @@ class LabelSpace:
                     fitting = [
                         other
                         for other in by_name[above].get(chain[above] or "", ())
-                        if _compatible(self.lineages[above][other], chain[: above + 1])
+                        if compatible(self.lineages[above][other], chain[: above + 1])
                     ]
                     if len(fitting) == 1:
                         # The ancestor may know what the lineage itself leaves open.
@@ -126,7 +130,7 @@ class LabelSpace:
                     fitting = [
                         number
                         for number, chain in index.get((rank, name or ""), ())
-                        if name and _compatible(chain[:-1], lineage[:rank])
+                        if name and compatible(chain[:-1], lineage[:rank])
                     ]
                     if len(fitting) == 1:  # several: the name alone is ambiguous
                         numbers[rank] = fitting[0]
@@ -153,9 +157,21 @@ class LabelSpace:
             ranks = json.loads(Path(path).read_text(encoding="utf-8"))
             lineages = tuple(tuple(tuple(c["lineage"]) for c in ranks[rank]) for rank in RANKS)
             counts = tuple(tuple(int(c["count"]) for c in ranks[rank]) for rank in RANKS)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            for rank, classes in enumerate(lineages):
+                for chain, count in zip(classes, counts[rank], strict=True):
+                    _check_class(chain, rank, count)
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise InputError(f"{path}: not a label space ({error})") from error
         return cls(lineages, counts)
+
+
+def _check_class(chain: Lineage, rank: int, count: int) -> None:
+    """ValueError if a class of a file is not a lineage down to its rank."""
+    names = all(name is None or isinstance(name, str) for name in chain)
+    if not names or len(chain) != rank + 1 or not chain[-1]:
+        raise ValueError(f"{list(chain)} is not a lineage down to {RANKS[rank]}")
+    if not 0 <= count <= _MOST_SEQUENCES:
+        raise ValueError(f"{chain[-1]} has the count {count}")
 
 
 def nearest_rank(ancestors: np.ndarray) -> np.ndarray:
@@ -184,30 +200,72 @@ def learn_labels(
     rows: dict[Lineage, list[int]] = defaultdict(list)
     for row, raw in enumerate(lineages):
         rows[known_lineage(raw)].append(row)
-    kept: list[tuple[Lineage, ...]] = []
-    sizes: list[tuple[int, ...]] = []
-    conflicts = []
-    for rank, rank_name in enumerate(RANKS):
+    kept, sizes, conflicts = [], [], []
+    for rank in range(len(RANKS)):
         chains: dict[str, Counter[Lineage]] = defaultdict(Counter)
         for lineage, count in counts.items():
             if (name := lineage[rank]) is not None:
                 chains[name][lineage[:rank]] += count
-        classes: Counter[Lineage] = Counter()
-        for name, found in chains.items():
-            merged = _merge(found)
-            classes.update({(*chain, name): count for chain, count in merged.items()})
-            if len(merged) > 1:
-                places = [row for lineage in rows if lineage[rank] == name for row in rows[lineage]]
-                conflicts.append(
-                    Conflict(
-                        rank_name, name, tuple(sorted(merged, key=_sortable)), tuple(sorted(places))
-                    )
-                )
-        enough = [chain for chain, count in classes.items() if count >= min_sequences]
-        enough.sort(key=_sortable)
-        kept.append(tuple(enough))
-        sizes.append(tuple(classes[chain] for chain in enough))
+        classes, several = _classes_of(chains, min_sequences)
+        kept.append(tuple(classes))
+        sizes.append(tuple(classes.values()))
+        for name, ancestors in several.items():
+            places = [row for lineage in rows if lineage[rank] == name for row in rows[lineage]]
+            conflicts.append(Conflict(RANKS[rank], name, ancestors, tuple(sorted(places))))
     return LabelSpace(tuple(kept), tuple(sizes)), conflicts
+
+
+def join_labels(
+    spaces: Sequence[LabelSpace], min_sequences: int = 1
+) -> tuple[LabelSpace, list[Conflict]]:
+    """The classes of several label spaces together; their counts add up.
+
+    Of complete lineages it gives what `learn_labels` gives of all sequences at once. The order of
+    the spaces does not matter.
+
+    Args:
+        spaces: each with all its classes, however few sequences they have.
+        min_sequences: a class with fewer in all spaces together is left out.
+
+    Returns:
+        The label space, and the names with conflicting ancestors; the `rows` of these are the
+        numbers of the spaces that have the name.
+    """
+    kept, sizes, conflicts = [], [], []
+    for rank in range(len(RANKS)):
+        chains: dict[str, Counter[Lineage]] = defaultdict(Counter)
+        holders: dict[str, set[int]] = defaultdict(set)
+        for number, space in enumerate(spaces):
+            for (*above, name), count in zip(space.lineages[rank], space.counts[rank], strict=True):
+                chains[name or ""][tuple(above)] += count
+                holders[name or ""].add(number)
+        classes, several = _classes_of(chains, min_sequences)
+        kept.append(tuple(classes))
+        sizes.append(tuple(classes.values()))
+        for name, ancestors in several.items():
+            conflicts.append(Conflict(RANKS[rank], name, ancestors, tuple(sorted(holders[name]))))
+    return LabelSpace(tuple(kept), tuple(sizes)), conflicts
+
+
+def _classes_of(
+    chains: Mapping[str, Counter[Lineage]], min_sequences: int
+) -> tuple[dict[Lineage, int], dict[str, tuple[Lineage, ...]]]:
+    """Classes of one rank with their counts, sorted; and the names with several ancestors.
+
+    Args:
+        chains: for each name its chains of ancestors, with the sequences of each.
+        min_sequences: the fewest that make a class.
+    """
+    classes: Counter[Lineage] = Counter()
+    several = {}
+    for name, found in chains.items():
+        merged = _merge(found)
+        classes.update({(*chain, name): count for chain, count in merged.items()})
+        if len(merged) > 1:
+            several[name] = tuple(sorted(merged, key=_sortable))
+    enough = [chain for chain, count in classes.items() if count >= min_sequences]
+    enough.sort(key=_sortable)
+    return {chain: classes[chain] for chain in enough}, several
 
 
 def _sortable(lineage: Lineage) -> tuple[str, ...]:
@@ -220,7 +278,7 @@ def _merge(chains: Counter[Lineage]) -> Counter[Lineage]:
     # Most complete first, then most frequent, then by name, so that the order is stable.
     order = sorted(chains, key=lambda c: (-sum(map(bool, c)), -chains[c], _sortable(c)))
     for chain in order:
-        fitting = [other for other in merged if _compatible(chain, other)]
+        fitting = [other for other in merged if compatible(chain, other)]
         if not fitting:
             merged[chain] = chains[chain]
             continue

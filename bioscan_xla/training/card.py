@@ -40,16 +40,6 @@ def write_card(
             known, `base_hash`, which tells the weights of the base model.
     """
     base = hub_id(config.model)
-    is_nucleotide_transformer = base is not None and base.startswith(_NUCLEOTIDE_TRANSFORMER)
-    data = ModelCardData(
-        base_model=base,
-        library_name="peft",
-        license="cc-by-nc-sa-4.0" if is_nucleotide_transformer else None,
-        tags=["biology", "genomics", "environmental-dna", "taxonomy", "lora"],
-    )
-    licence = "The licence of the base model holds for what is derived from it"
-    if is_nucleotide_transformer:
-        licence += " (CC BY-NC-SA 4.0: no commercial use, share alike)"
     rows = [
         f"| {rank} | {labels.num_classes[number]} | "
         + " | ".join(_figure(evaluation.get(f"{rank}/{key}")) for key in _FIGURES)
@@ -86,9 +76,31 @@ classifier = bioscan_xla.load_classifier("path/to/this/folder")
 
 ## Licence
 
-{licence}.
+{licence_of(base)}.
 """
-    ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}").save(folder / "README.md")
+    ModelCard(f"---\n{card_data(base).to_yaml()}\n---\n\n{text}").save(folder / "README.md")
+
+
+def card_data(base: str | None) -> ModelCardData:
+    """What the hub reads of a card, by the id of the base model."""
+    return ModelCardData(
+        base_model=base,
+        library_name="peft",
+        license="cc-by-nc-sa-4.0" if _is_nucleotide_transformer(base) else None,
+        tags=["biology", "genomics", "environmental-dna", "taxonomy", "lora"],
+    )
+
+
+def licence_of(base: str | None) -> str:
+    """The licence in words, by the id of the base model."""
+    licence = "The licence of the base model holds for what is derived from it"
+    if _is_nucleotide_transformer(base):
+        licence += " (CC BY-NC-SA 4.0: no commercial use, share alike)"
+    return licence
+
+
+def _is_nucleotide_transformer(base: str | None) -> bool:
+    return base is not None and base.startswith(_NUCLEOTIDE_TRANSFORMER)
 
 
 def hub_id(model: str) -> str | None:

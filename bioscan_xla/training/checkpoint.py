@@ -29,7 +29,7 @@ from .step import Learner
 log = logging.getLogger(__name__)
 
 # Options that may change on resuming without changing the result.
-_PLACES = ("train", "eval", "taxonomy", "model")  # options that name files
+_PLACES = ("train", "eval", "taxonomy", "model", "start")  # options that name files
 _FREE = (
     "output",
     "checkpoint_minutes",
@@ -41,6 +41,7 @@ _FREE = (
     "resume",
     "save_merged",
     "push_to_hub",
+    "labels",  # compared by content
 )
 
 
@@ -78,11 +79,11 @@ class Cursor:
 
 
 def trainable_state(module: nn.Module) -> dict[str, torch.Tensor]:
-    """Trained parameters, on the host."""
+    """Adapter and heads, on the host; of the adapter also what is frozen."""
     return {
         name: parameter.detach().cpu().contiguous()
         for name, parameter in module.named_parameters()
-        if parameter.requires_grad
+        if parameter.requires_grad or ".lora_" in name
     }
 
 

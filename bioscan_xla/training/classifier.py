@@ -144,8 +144,11 @@ def attach_adapter(
     alpha: int = 32,
     dropout: float = 0.1,
     targets: Sequence[str] = ("query", "value"),
+    freeze_a: bool = False,
 ) -> PeftModel:
     """Freeze a model and put a float32 LoRA adapter beside its target layers.
+
+    With `freeze_a` only the factor that starts at zero is trained.
 
     Reference: Hu et al. (2021), https://arxiv.org/abs/2106.09685
     """
@@ -157,6 +160,10 @@ def attach_adapter(
     for parameter in tuned.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
+    if freeze_a:
+        for name, parameter in tuned.named_parameters():
+            if is_drawn(name):
+                parameter.requires_grad = False
     return tuned
 
 
@@ -169,6 +176,14 @@ class _Intermediate(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return F.gelu(self.dense(hidden_states))
+
+
+def is_drawn(name: str) -> bool:
+    """Whether a tensor is the factor of an adapter that starts at random: A.
+
+    Of embeddings it is the one that PEFT calls B; the other factor starts at zero.
+    """
+    return ".lora_A" in name or ".lora_embedding_B" in name
 
 
 def build_classifier(
@@ -187,6 +202,7 @@ def build_classifier(
         alpha=config.alpha,
         dropout=config.dropout,
         targets=config.targets,
+        freeze_a=config.freeze_a,
     )
     return TaxonomyClassifier(
         adapted,
@@ -217,6 +233,16 @@ def count_parameters(module: nn.Module) -> tuple[int, int]:
     return trainable, sum(p.numel() for p in module.parameters())
 
 
+def check_model_folder(folder: Path) -> None:
+    """ModelError where a folder lacks a file of a trained model."""
+    for name in ("adapter/adapter_config.json", "heads.safetensors", "labels.json"):
+        if not (folder / name).is_file():
+            raise ModelError(
+                f"{folder}: has no {name}; pass the output folder of fine-tuning. If that run was "
+                "stopped, run its command again: it finishes the folder"
+            )
+
+
 def load_classifier(
     folder: str | Path, device: Device, model: str | None = None
 ) -> TaxonomyClassifier:
@@ -232,12 +258,7 @@ def load_classifier(
         InputError: `labels.json` is not a label space.
     """
     folder = Path(folder)
-    for name in ("adapter/adapter_config.json", "heads.safetensors", "labels.json"):
-        if not (folder / name).is_file():
-            raise ModelError(
-                f"{folder}: has no {name}; pass the output folder of fine-tuning. If that run was "
-                "stopped, run its command again: it finishes the folder"
-            )
+    check_model_folder(folder)
     labels = LabelSpace.load(folder / "labels.json")
     base, revision = resolve_base(model or DEFAULT_MODEL, None, str(folder))
     esm = load_model(base, device.dtype, revision)

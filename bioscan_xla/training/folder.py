@@ -34,6 +34,7 @@ from .data import Examples
 from .evaluation import Evaluated
 from .heldout import HELDOUT, write_heldout
 from .pictures import draw_confusion, draw_curves, draw_vectors, write_confusions
+from .start import TRAINED
 
 log = logging.getLogger(__name__)
 
@@ -86,6 +87,18 @@ def write_tables(
             writer.writerows(rows)
 
 
+def count_classes(labels: np.ndarray, num_classes: Sequence[int]) -> list[list[int]]:
+    """For each rank the sequences of each class.
+
+    >>> count_classes(np.array([[0, 1], [0, -1]]), [1, 2])
+    [[2], [0, 1]]
+    """
+    return [
+        np.bincount(numbers[numbers >= 0], minlength=classes).tolist()
+        for numbers, classes in zip(labels.T, num_classes, strict=True)
+    ]
+
+
 def write_model_folder(
     config: FinetuneConfig,
     classifier: TaxonomyClassifier,
@@ -104,6 +117,14 @@ def write_model_folder(
             yaml.safe_dump(dataclasses.asdict(config), sort_keys=False)
         )
         (folder / "metrics.json").write_text(json.dumps(result, indent=1) + "\n")
+        trained = {
+            "base_hash": facts["base_hash"],
+            "start_hash": facts["start_hash"],
+            "epochs": facts["all_epochs"],
+            "sequences": facts["train"],
+            "classes": facts["counts"],
+        }
+        (folder / TRAINED).write_text(json.dumps(trained) + "\n")
         write_card(folder, config, space, result["evaluation"], facts)
         draw_curves(folder / "curves.png", history)
         if len(truth):

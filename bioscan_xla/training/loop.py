@@ -95,6 +95,7 @@ class Loop:
         self.run, self.config, self.device = run, run.config, run.device
         self.accelerator, self.cursor = run.accelerator, run.cursor
         config = run.config
+        self.first_epoch = run.start.get("epochs", 0)
         self.augmentation = augmentation_of(config)
         self.shapes = None
         if run.device.kind == "xla":
@@ -120,8 +121,9 @@ class Loop:
     def run_epoch(self, stop: Any) -> None:
         """Train to the end of the cursor's epoch, or until `stop` is set; saves either way."""
         config, cursor = self.config, self.cursor
+        drawn = self.first_epoch + cursor.epoch
         plan = plan_epoch(
-            self.run.num_tokens, self.run.max_tokens, config.batch_size, config.seed, cursor.epoch
+            self.run.num_tokens, self.run.max_tokens, config.batch_size, config.seed, drawn
         )
         self.run.learner.model.train()
         logged = time.monotonic()
@@ -200,7 +202,7 @@ class Loop:
             max_tokens=self.run.max_tokens,
             augmentation=self.augmentation,
             seed=config.seed,
-            epoch=self.cursor.epoch,
+            epoch=self.first_epoch + self.cursor.epoch,
             frames=config.frames_trained,
             process_index=self.accelerator.process_index,
             process_count=self.accelerator.num_processes,

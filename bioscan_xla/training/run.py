@@ -24,7 +24,7 @@ from ..options import FinetuneConfig
 from ..stopping import stop_on_signal
 from .classifier import count_parameters
 from .evaluation import predict_part
-from .folder import push_to_hub, write_model_folder
+from .folder import count_classes, push_to_hub, write_model_folder
 from .loop import Loop
 from .metrics import evaluate
 from .setup import Run, set_up
@@ -120,6 +120,9 @@ def _finish(run: Run, started: datetime) -> dict[str, Any]:
             "trainable": trainable,
             "parameters": parameters,
             "base_hash": run.base_hash,
+            "start_hash": run.start.get("hash"),
+            "counts": count_classes(data.train_labels, data.space.num_classes),
+            "all_epochs": run.start.get("epochs", 0) + len(cursor.losses),
         }
         write_model_folder(
             config,

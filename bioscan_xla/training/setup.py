@@ -8,6 +8,7 @@ output folder has a checkpoint of this run, the run resumes from it.
 import dataclasses
 import logging
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from ..encode.model_files import absolute, resolve_commit
 from ..encode.packing import FIRST_POSITION
 from ..errors import InputError
 from ..options import FinetuneConfig
-from ..reads.labels import learn_labels
+from ..reads.labels import UNKNOWN, learn_labels
 from ..reads.lineages import RANKS, known_lineage
 from ..reads.raw import ReadOptions
 from ..reads.tokens import tokenize
@@ -35,10 +36,11 @@ from .classifier import (
     fit_to_model,
     initial_log_priors,
 )
-from .data import Data, read_examples
+from .data import Data, Examples, read_examples
 from .folder import History, write_tables
 from .loss import parent_links
 from .splits import EVAL, NOVEL, TRAIN, split_rows
+from .start import base_of_start, fit_to_start, given_labels, load_start
 from .step import Learner, make_optimizer
 
 log = logging.getLogger(__name__)
@@ -58,6 +60,7 @@ class Run:
         num_tokens: (train,) tokens of each training sequence.
         max_tokens: the model's longest window.
         base_hash: of the weights of the base model.
+        start: hash and epochs of the model it goes on from; empty without one.
         classifier: the model.
         learner: what a step computes with; its model wraps the classifier.
         scheduler: of the learning rate, one step an update.
@@ -74,6 +77,7 @@ class Run:
     num_tokens: np.ndarray
     max_tokens: int
     base_hash: str
+    start: Mapping[str, Any]
     classifier: TaxonomyClassifier
     learner: Learner
     scheduler: Any
@@ -86,14 +90,17 @@ class Run:
 def set_up(config: FinetuneConfig, device: runtime.Device, accelerator: Any) -> Run:
     """Read the data, make the model, and restore the last checkpoint."""
     # A wrong model is reported before the data are read.
+    config = base_of_start(config)
     recorded = recorded_commit(config)
-    config = fit_to_model(config, read_config(config.model, recorded or config.revision))
+    base = read_config(config.model, recorded or config.revision)
+    config = fit_to_start(config, lambda options: fit_to_model(options, base))
     commit = recorded or resolve_commit(config.model, config.revision)
     data = prepare_data(config)
     hosts.check_same(device, "the sequences", *data.train.sequences, *data.eval.sequences)
     if accelerator.is_main_process:
         write_tables(Path(config.output), data.split, data.conflicts)
     classifier, max_tokens, base_hash = _make_classifier(config, device, data, commit)
+    start = load_start(classifier, Path(config.start), base_hash) if config.start else {}
     num_tokens = np.diff(tokenize(data.train.sequences).offsets)
     optimizer = make_optimizer(classifier, config)
     per_epoch = len(plan_epoch(num_tokens, max_tokens, config.batch_size, config.seed, 0))
@@ -129,6 +136,7 @@ def set_up(config: FinetuneConfig, device: runtime.Device, accelerator: Any) -> 
         num_tokens,
         max_tokens,
         base_hash,
+        start,
         classifier,
         learner,
         scheduler,
@@ -141,6 +149,7 @@ def set_up(config: FinetuneConfig, device: runtime.Device, accelerator: Any) -> 
 
 def prepare_data(config: FinetuneConfig) -> Data:
     """Read, split and label; conflicts in the lineages are returned and logged."""
+    given = given_labels(config)
     reading = ReadOptions(columns=config.columns, header_taxonomy=config.header_taxonomy)
     examples = read_examples(config.train, reading, config.taxonomy)
     lineages = [known_lineage(raw) for raw in examples.lineages]
@@ -171,16 +180,19 @@ def prepare_data(config: FinetuneConfig) -> Data:
     train = examples.select(np.flatnonzero(parts == TRAIN))
     if not len(train):
         raise InputError(f"{config.train}: no training sequence is left after the split")
-    space, _ = learn_labels(train.lineages, config.min_sequences)
+    space = given or learn_labels(train.lineages, config.min_sequences)[0]
     if not any(space.num_classes):
         raise InputError(
             f"{config.train}: no class has {config.min_sequences} sequences; lower --min-sequences"
         )
+    train_labels = space.encode(train.lineages)
+    if given:
+        _count_unknown(train, train_labels, config)
     return Data(
         train,
         held,
         space,
-        space.encode(train.lineages),
+        train_labels,
         space.encode(held.lineages),
         split,
         [
@@ -189,6 +201,18 @@ def prepare_data(config: FinetuneConfig) -> Data:
             for row in c.rows
         ],
     )
+
+
+def _count_unknown(train: Examples, labels: np.ndarray, config: FinetuneConfig) -> None:
+    """Log how many names the given classes lack; InputError if they lack all."""
+    place = config.labels or f"{config.start}/labels.json"
+    if (labels == UNKNOWN).all():
+        raise InputError(f"{config.train}: no name of these sequences is a class of {place}")
+    named = np.array([[bool(name) for name in known_lineage(raw)] for raw in train.lineages])
+    lacking = (named & (labels == UNKNOWN)).sum(0).tolist()
+    if any(lacking):
+        told = ", ".join(f"{rank} {n}" for rank, n in zip(RANKS, lacking, strict=True) if n)
+        log.warning("names that %s lacks count as unknown: %s sequences", place, told)
 
 
 def _make_classifier(

@@ -117,10 +117,11 @@ def device_state(optimizer: Any) -> list[torch.Tensor]:
     ]
 
 
-def make_optimizer(module: nn.Module, config: FinetuneConfig) -> torch.optim.AdamW:
-    """AdamW over what is trained; matrices decay, biases and norms do not."""
+def make_optimizer(module: nn.Module, config: FinetuneConfig) -> torch.optim.Optimizer:
+    """AdamW or SGD over what is trained; matrices decay, biases and norms do not."""
     trained = [p for p in module.parameters() if p.requires_grad]
     peak = {"lr": config.learning_rate, "initial_lr": config.learning_rate}  # for a scheduler
     matrices = {"params": [p for p in trained if p.ndim > 1], "weight_decay": config.weight_decay}
     others = {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0}
-    return torch.optim.AdamW([matrices | peak, others | peak])
+    kind = torch.optim.SGD if config.optimizer == "sgd" else torch.optim.AdamW
+    return kind([matrices | peak, others | peak])

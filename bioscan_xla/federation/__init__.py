@@ -1,0 +1,1 @@
+"""Models trained at several sites whose sequences stay where they are."""
