@@ -1,6 +1,7 @@
 """Models of several sites: what they agree on, the mean and what it equals, who is left out."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -11,6 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from bioscan_xla.classify import main as classify
+from bioscan_xla.embed import main as embed
 from bioscan_xla.encode.architecture import write_model
 from bioscan_xla.encode.runtime import open_device
 from bioscan_xla.errors import BioscanError, ConfigError, InputError, ModelError
@@ -31,6 +34,8 @@ from bioscan_xla.reads.lineages import RANKS
 from bioscan_xla.sample import simulate
 from bioscan_xla.training.classifier import load_classifier
 from bioscan_xla.training.run import finetune
+
+from .conftest import ROOT
 
 GENUS = RANKS.index("genus")
 ONE_STEP = {
@@ -355,6 +360,32 @@ def test_a_round_draws_anew_and_its_options_must_fit(steps, tmp_path, base):
         finetune(
             FinetuneConfig(train=files[0], output=str(tmp_path / "c"), **start | {"labels": theirs})
         )
+
+
+def test_the_guide(tmp_path, monkeypatch, capsys):
+    """Every command of docs/federation.md in its order, on sites with species of their own."""
+    monkeypatch.chdir(tmp_path)
+    table = simulate(120)
+    for number, name in enumerate(("norway", "chile", "japan")):
+        own = [row for row in range(len(table)) if row % 24 % 3 == number]
+        pq.write_table(table.take(own), f"{name}.parquet")
+    commands = re.findall(
+        r"^python -m bioscan_xla\.federate (.*)$",
+        (ROOT / "docs/federation.md").read_text(),
+        re.MULTILINE,
+    )
+    assert len(commands) == 9
+    for command in commands:
+        words = command.split()
+        assert main([*words, "--device", "cpu"] if words[0] == "train" else words) == 0, command
+    assert "chile: " in capsys.readouterr().out
+    merged = load_classifier("round-1", open_device("cpu", "float32"))
+    assert merged.labels == LabelSpace.load("union.json")
+    assert Path("norway-2/share/trained.json").is_file()
+    vectors = ["--input", "norway.parquet", "--db", "v.db", "--device", "cpu"]
+    assert embed([*vectors, "--adapter", "round-1"]) == 0
+    named = ["--input", "chile.parquet", "--output", "named", "--method", "argmax"]
+    assert classify([*named, "--model", "round-1", "--device", "cpu"]) == 0
 
 
 def lineage(text):

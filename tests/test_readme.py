@@ -1,7 +1,8 @@
 """Every command of the README and of docs/ runs, on the built-in sample.
 
 Left out are `plan finetune`, whose minutes of compiling are in test_plan.py for one program,
-several processes, which test_shares.py runs, and `serve`, which test_serve_guide.py runs.
+several processes, which test_shares.py runs, `serve` (test_serve_guide.py), and `federate`
+(test_federation.py).
 """
 
 import json
@@ -17,7 +18,13 @@ from .conftest import ROOT, run_python
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCKS = re.findall(r"```\w*\n(.*?)```", "\n".join(page.read_text() for page in PAGES), re.DOTALL)
-NOT_RUN = ("plan finetune", "--process-index", "SOURCE", "bioscan_xla.serve ")
+NOT_RUN = (
+    "plan finetune",
+    "--process-index",
+    "SOURCE",
+    "bioscan_xla.serve ",
+    "bioscan_xla.federate ",
+)
 COMMANDS = list(
     dict.fromkeys(
         line.split("#")[0].strip()

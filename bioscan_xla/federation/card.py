@@ -45,14 +45,6 @@ def write_federated_card(
         told: what `sites.json` holds.
     """
     known = hub_id(base)
-    total = trained["sequences"]
-    rows = [
-        f"| {escape(site['site'])} | {site['sequences']:,} | {site['sequences'] / total:.1%} |"
-        for site in told["sites"]
-    ]
-    left_out = [
-        f"- {escape(site['name'])}: {escape(site['reason'])}" for site in told["left_out"]
-    ] or ["None."]
     classes = ", ".join(f"{n} {rank}" for n, rank in zip(labels.num_classes, RANKS, strict=True))
     how = (
         "The adapters of the sites stand beside each other (stacked), so their ranks add up."
@@ -68,17 +60,12 @@ The hash of the weights of the base model is `{escape(trained["base_hash"])}`.
 
 ## Sites
 
-Each site trained on its own sequences, which stayed there: {total:,} in all. Epochs over all
+Each site trained on its own sequences, which stayed there: {trained["sequences"]:,} in
+all. Epochs over all
 rounds: {trained["epochs"]}. {how} Tensors are averaged by sequences, each class of
 a head over the sites that have it.
 
-| site | sequences | share |
-|---|---|---|
-{chr(10).join(rows)}
-
-Left out:
-
-{chr(10).join(left_out)}
+{_tell_sites(told)}
 
 Weights can give away what they were trained on: a model trained at several sites is no guarantee
 of privacy. The counts are what the sites said of themselves.
@@ -98,3 +85,16 @@ classifier = bioscan_xla.load_classifier("path/to/this/folder")
 {licence_of(known)}.
 """
     ModelCard(f"---\n{card_data(known).to_yaml()}\n---\n\n{text}").save(folder / "README.md")
+
+
+def _tell_sites(told: Mapping[str, Any]) -> str:
+    """The sites with their shares, and those that were left out."""
+    total = sum(site["sequences"] for site in told["sites"])
+    lines = ["| site | sequences | share |", "|---|---|---|"]
+    lines += [
+        f"| {escape(site['site'])} | {site['sequences']:,} | {site['sequences'] / total:.1%} |"
+        for site in told["sites"]
+    ]
+    lines += ["", "Left out:", ""]
+    lines += [f"- {escape(site['name'])}: {escape(site['reason'])}" for site in told["left_out"]]
+    return "\n".join(lines if told["left_out"] else [*lines, "None."])
