@@ -9,6 +9,7 @@ pytest.importorskip("fastapi", reason="fastapi is not installed: pip install 'bi
 
 from bioscan_xla.classify import run_classification_pipeline
 from bioscan_xla.embed import run_embedding_pipeline
+from bioscan_xla.errors import InputError
 from bioscan_xla.sample import write_sample
 from bioscan_xla.table.neighbours import open_table
 
@@ -110,3 +111,14 @@ def test_a_server_that_ends_leaves_its_job_to_the_next(model_folder, data, tmp_p
     with running(model=model_folder, name="renamed", **jobs) as it:
         failed = ended(it.client, job)  # its model is not served any more
         assert (failed["status"], "no model" in failed["error"]) == ("failed", True)
+
+
+def test_a_damaged_description_is_named(model_folder, data, tmp_path):
+    (tmp_path / "jobs").mkdir()
+    (tmp_path / "jobs/job_1.json").write_text('{"id": "job_1"}')
+    jobs = {"job_roots": [str(data)], "jobs_folder": str(tmp_path / "jobs")}
+    with (
+        pytest.raises(InputError, match=r"job_1\.json: not the description"),
+        running(model=model_folder, **jobs),
+    ):
+        pass

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import BioscanError, first_line
+from ..errors import BioscanError, InputError, first_line
 from ..options import EmbedConfig
 from ..stopping import Stop
 from .refusals import Refused
@@ -86,6 +86,15 @@ class Job:
         return {"object": "job", **asdict(self.told), "progress": progress}
 
 
+def _read(path: Path) -> Description:
+    try:
+        return Description(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{path}: not the description of a job ({first_line(error)}); remove the file"
+        ) from error
+
+
 class Jobs:
     """All jobs of a server."""
 
@@ -104,10 +113,7 @@ class Jobs:
         if not self._is_open:
             return
         self._folder.mkdir(parents=True, exist_ok=True)
-        described = [
-            Description(**json.loads(path.read_text(encoding="utf-8")))
-            for path in self._folder.glob("job_*.json")
-        ]
+        described = [_read(path) for path in self._folder.glob("job_*.json")]
         for told in sorted(described, key=lambda told: (told.created_at, told.id)):
             job = self._jobs[told.id] = Job(told)
             job.done = int(told.result.get("records_done", 0))

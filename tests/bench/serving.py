@@ -5,11 +5,13 @@ started with the same weights, dtype and threads: ours, a FastAPI endpoint that 
 once a request, and LitServe (`pip install litserve`) with its batches of 16. 1, 8 and 64 clients
 then send one sequence a request, each the next as soon as it has an answer. The servers take turns
 within a round, and the others idle meanwhile; figures are over all rounds. Prints the median and
-99th percentile of the latency in milliseconds, and sequences a second.
+99th percentile of the latency in milliseconds, sequences a second, and the processor time that the
+server spent on one sequence.
 """
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -160,6 +162,17 @@ async def one_client(port, requests, until, taken):
     writer.close()
 
 
+def cpu_seconds(session):
+    """Processor time of all processes of a server."""
+    total = 0
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            words = path.read_text().rsplit(") ", 1)[1].split()
+            if int(words[3]) == session:
+                total += int(words[11]) + int(words[12])
+    return total / os.sysconf("SC_CLK_TCK")
+
+
 async def load(port, requests, clients, seconds):
     """Latencies in seconds and sequences a second of so many clients."""
     taken = []
@@ -191,23 +204,29 @@ def compare(folder, options):
             print(f"{system}: cosine with {systems[0]} {cosine:.5f}", flush=True)
         latencies = {(s, c): [] for s in systems for c in CLIENTS}
         rates = {(s, c): [] for s in systems for c in CLIENTS}
+        spent = {(s, c): 0.0 for s in systems for c in CLIENTS}
         for _ in range(options.rounds):
             for clients in CLIENTS:
                 for system in systems:
-                    port = running[system][1]
+                    process, port, _ = running[system]
                     asyncio.run(load(port, requests, min(clients, 8), 0.5))  # warm
+                    before = cpu_seconds(process.pid)
                     found, rate = asyncio.run(load(port, requests, clients, options.seconds))
-                    print(f"{clients} {system}: {len(found)} answers", file=sys.stderr, flush=True)
+                    spent[system, clients] += cpu_seconds(process.pid) - before
+                    print(clients, system, len(found), "answers", file=sys.stderr, flush=True)
                     latencies[system, clients] += found
                     rates[system, clients].append(rate)
-        print(f"{'clients':>8} {'server':<12} {'p50 ms':>8} {'p99 ms':>8} {'seq/s':>8}  of rounds")
+        heads = ("p50 ms", "p99 ms", "seq/s", "CPU ms")
+        print(f"{'clients':>8} {'server':<12}" + "".join(f" {h:>8}" for h in heads), " of rounds")
         for clients in CLIENTS:
             for system in systems:
                 p50, p99 = np.percentile(1000 * np.array(latencies[system, clients]), (50, 99))
                 every = rates[system, clients]
+                cost = 1000 * spent[system, clients] / len(latencies[system, clients])
                 told = " ".join(f"{rate:.1f}" for rate in every)
                 print(
-                    f"{clients:8} {system:<12} {p50:8.1f} {p99:8.1f} {np.mean(every):8.1f}  {told}",
+                    f"{clients:8} {system:<12} {p50:8.1f} {p99:8.1f} {np.mean(every):8.1f} "
+                    f"{cost:8.1f}  {told}",
                     flush=True,
                 )
     finally:
