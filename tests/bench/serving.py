@@ -192,19 +192,38 @@ def mixed_sequences(count, seed=0):
     return ["".join(rng.choice(list("ACGT"), rng.integers(*spans[at]))) for at in chosen]
 
 
+def tell(systems, latencies, rates, spent):
+    """Print what was measured so far."""
+    heads = ("p50 ms", "p99 ms", "seq/s", "CPU ms")
+    print(f"{'clients':>8} {'server':<12}" + "".join(f" {h:>8}" for h in heads), " of rounds")
+    for clients in CLIENTS:
+        for system in systems:
+            if not latencies[system, clients]:
+                continue
+            p50, p99 = np.percentile(1000 * np.array(latencies[system, clients]), (50, 99))
+            every = rates[system, clients]
+            cost = 1000 * spent[system, clients] / len(latencies[system, clients])
+            told = " ".join(f"{rate:.1f}" for rate in every)
+            print(
+                f"{clients:8} {system:<12} {p50:8.1f} {p99:8.1f} {np.mean(every):8.1f} "
+                f"{cost:8.1f}  {told}",
+                flush=True,
+            )
+
+
 def compare(folder, options):
     """Start all servers, load them in turn, print the table."""
     requests = [write_request(text) for text in mixed_sequences(200)]
     systems = options.systems.split(",")
+    latencies = {(s, c): [] for s in systems for c in CLIENTS}
+    rates = {(s, c): [] for s in systems for c in CLIENTS}
+    spent = {(s, c): 0.0 for s in systems for c in CLIENTS}
     running = {system: start(system, folder, options.dtype) for system in systems}
     try:
         vectors = [vector for _, _, vector in running.values()]
         for system, vector in zip(systems, vectors, strict=True):
             cosine = vector @ vectors[0] / np.linalg.norm(vector) / np.linalg.norm(vectors[0])
             print(f"{system}: cosine with {systems[0]} {cosine:.5f}", flush=True)
-        latencies = {(s, c): [] for s in systems for c in CLIENTS}
-        rates = {(s, c): [] for s in systems for c in CLIENTS}
-        spent = {(s, c): 0.0 for s in systems for c in CLIENTS}
         for _ in range(options.rounds):
             for clients in CLIENTS:
                 for system in systems:
@@ -216,20 +235,8 @@ def compare(folder, options):
                     print(clients, system, len(found), "answers", file=sys.stderr, flush=True)
                     latencies[system, clients] += found
                     rates[system, clients].append(rate)
-        heads = ("p50 ms", "p99 ms", "seq/s", "CPU ms")
-        print(f"{'clients':>8} {'server':<12}" + "".join(f" {h:>8}" for h in heads), " of rounds")
-        for clients in CLIENTS:
-            for system in systems:
-                p50, p99 = np.percentile(1000 * np.array(latencies[system, clients]), (50, 99))
-                every = rates[system, clients]
-                cost = 1000 * spent[system, clients] / len(latencies[system, clients])
-                told = " ".join(f"{rate:.1f}" for rate in every)
-                print(
-                    f"{clients:8} {system:<12} {p50:8.1f} {p99:8.1f} {np.mean(every):8.1f} "
-                    f"{cost:8.1f}  {told}",
-                    flush=True,
-                )
     finally:
+        tell(systems, latencies, rates, spent)
         for process, _, _ in running.values():
             os.killpg(process.pid, signal.SIGTERM)  # LitServe's workers too
             process.wait(30)
