@@ -3,7 +3,7 @@
 Input: `Trials`, what was decided for left-out references and whether it was right.
 Output: a `Calibration`. Invariants: confidence never exceeds that of the rank above; at each
 threshold the precision that was asked for held on the trials, and at genus at most the remaining
-share of sequences of unknown genera got a name, by a standard error over the genera.
+share of sequences of unknown genera got a name.
 """
 
 from dataclasses import dataclass
@@ -35,7 +35,6 @@ class Trials:
         known: (trials, ranks) True where the true taxon is known at this rank.
         length_bp: (trials,).
         whole_genus: (trials,) True where the whole genus was left out.
-        genus: (trials,) a number for the true genus; sequences of one are alike.
     """
 
     features: np.ndarray
@@ -45,7 +44,6 @@ class Trials:
     known: np.ndarray
     length_bp: np.ndarray
     whole_genus: np.ndarray
-    genus: np.ndarray
 
     def weights(self, novel_share: float) -> np.ndarray:
         """Weight of each trial, so that those of unknown genera have `novel_share` of all.
@@ -229,48 +227,15 @@ def _threshold(
     right = (weights * (trials.correct[:, rank] == 1))[rows][order]
     held = np.cumsum(right) / np.cumsum(weights[rows][order]) >= precision
     if rank == GENUS:
-        held &= _novel_named(trials, rows, order, weights) <= 1 - precision
+        novel = trials.novel[:, GENUS]
+        named_novel = np.cumsum((weights * novel)[rows][order])
+        held &= named_novel <= (1 - precision) * max((weights * novel).sum(), 1e-9)
     # Equal confidences are kept or cut together.
     last = np.append(values[1:] < values[:-1], True)
     good = np.flatnonzero(held & last)
     if len(good) and good[-1] == len(values) - 1:
         return _LEAST_THRESHOLD  # every name may be kept
     return max(float(values[good[-1]]), _LEAST_THRESHOLD) if len(good) else _NEVER
-
-
-def _novel_named(
-    trials: Trials, rows: np.ndarray, order: np.ndarray, weights: np.ndarray
-) -> np.ndarray:
-    """Share of the sequences of unknown genera that are named, plus a standard error.
-
-    The error is that of a ratio over clusters, the genera: sequences of one genus are named
-    together or not at all, so that a few genera decide. With one genus it is not known, and 0.
-
-    Args:
-        trials: all.
-        rows: (trials,) those that have a name.
-        order: of these, the most confident first.
-        weights: (trials,).
-
-    Returns:
-        (named trials,) where all up to that one are kept.
-
-    Reference: Cochran (1977), Sampling Techniques, section 9A
-    """
-    novel = weights * trials.novel[:, GENUS]
-    if not novel.sum():
-        return np.zeros(len(order))
-    genera, number = np.unique(trials.genus, return_inverse=True)
-    whole = np.bincount(number, novel)
-    kept = np.zeros((len(order), len(genera)))
-    kept[np.arange(len(order)), number[rows][order]] = novel[rows][order]
-    kept = np.cumsum(kept, axis=0)
-    share = kept.sum(1) / whole.sum()
-    count = (whole > 0).sum()
-    if count < 2:
-        return share
-    squares = ((kept - share[:, None] * whole) ** 2).sum(1)
-    return share + np.sqrt(squares * count / (count - 1)) / whole.sum()
 
 
 def _trust(trials: Trials, scores: np.ndarray) -> np.ndarray:

@@ -24,7 +24,7 @@ from .naming import Named, Namer, in_threads
 log = logging.getLogger(__name__)
 
 _FEWEST_REFERENCES = 100
-_FORM = 6  # counts up when features or votes change: kept trials are then run again
+_FORM = 7  # counts up when features or votes change: kept trials are then run again
 
 
 def run_trials(namer: Namer, num_trials: int = 1500, seed: int = 0) -> Trials | None:
@@ -201,8 +201,7 @@ def _judge(
         judged = named[at] & (truth[at] != UNKNOWN)
         correct[at, judged] = (decision.path == truth[at])[judged]
     lengths = np.array([length_bp for _, _, length_bp in decided])
-    known = truth != UNKNOWN
-    return Trials(features, named, correct, novel, known, lengths, whole_genus, truth[:, GENUS])
+    return Trials(features, named, correct, novel, truth != UNKNOWN, lengths, whole_genus)
 
 
 def kept_trials(namer: Namer, num_trials: int, folder: Path) -> Trials | None:
