@@ -33,6 +33,7 @@ from bioscan_xla.reads.labels import LabelSpace, join_labels, learn_labels
 from bioscan_xla.reads.lineages import RANKS
 from bioscan_xla.sample import simulate
 from bioscan_xla.training.classifier import load_classifier
+from bioscan_xla.training.loop import Loop
 from bioscan_xla.training.run import finetune
 
 from .conftest import ROOT
@@ -338,6 +339,32 @@ def test_what_leaves_a_site(steps, records):
     assert str(folder).encode() not in content
     assert not any(row["sequence_id"].encode() in content for row in records)
     assert not any(row["dna_sequence"][:20].encode() in content for row in records)
+
+
+def test_a_site_that_was_stopped_goes_on_as_if_it_had_not_been(steps, tmp_path, monkeypatch):
+    """The merged model is a start, too: what a resumed run shares is the same to the last bit."""
+    folder, files, common, _ = steps
+    merged(folder, ["site0", "site1"], tmp_path / "r1")
+    options = {k: v for k, v in common.items() if k != "labels"}
+    options |= {"start": str(tmp_path / "r1"), "num_epochs": 2, "batch_size": 8, "site": "s0"}
+    options |= {"optimizer": "adamw", "learning_rate": 1e-3, "dropout": 0.1}
+    train_site(SiteConfig(train=files[0], output=str(tmp_path / "whole"), **options))
+    end = Loop.end_epoch
+
+    def kill(loop):
+        end(loop)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Loop, "end_epoch", kill)
+    config = SiteConfig(train=files[0], output=str(tmp_path / "killed"), **options)
+    with pytest.raises(KeyboardInterrupt):
+        train_site(config)
+    assert not (tmp_path / "killed/share").exists()
+    monkeypatch.undo()
+    train_site(config)
+    for name in (HEADS, ADAPTER, "trained.json"):
+        ours, theirs = (tmp_path / run / "share" / name for run in ("killed", "whole"))
+        assert ours.read_bytes() == theirs.read_bytes(), name
 
 
 def test_a_round_draws_anew_and_its_options_must_fit(steps, tmp_path, base):
