@@ -8,7 +8,15 @@ import pytest
 
 @pytest.mark.parametrize(
     "module",
-    ["reads.labels", "reads.lineages", "training.data", "training.metrics", "training.splits"],
+    [
+        "encode.fingerprint",
+        "reads.labels",
+        "reads.lineages",
+        "training.batches",
+        "training.folder",
+        "training.metrics",
+        "training.splits",
+    ],
 )
 def test_examples(module):
     result = doctest.testmod(importlib.import_module(f"bioscan_xla.{module}"))
