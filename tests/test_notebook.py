@@ -3,9 +3,11 @@
 import ast
 import importlib.util
 import json
+import os
 import re
 import shlex
 import shutil
+import sys
 from pathlib import Path
 
 import lancedb
@@ -74,7 +76,8 @@ def test_it_runs_whole_as_it_stands_by_the_command_of_the_guide(tmp_path):
     shutil.copy(NOTEBOOK, tmp_path)
     program, _, path, *options = shlex.split(line)
     words = ("-m", program, "execute", tmp_path / Path(path).name, *options)
-    run_python(*words, env={"PYTHONPATH": str(ROOT)}, cwd=tmp_path)
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    run_python(*words, env={"PYTHONPATH": str(ROOT), "PATH": path}, cwd=tmp_path)
     notebook = nbformat.read(tmp_path / "done.ipynb", as_version=4)
     metrics = check(tmp_path, notebook, 400, num_epochs=8)
     assert metrics["epoch_8_loss"] < metrics["epoch_1_loss"]

@@ -120,6 +120,11 @@ def _useful_flops(model: EsmConfig, batch: Batch) -> float:
     return forward_flops(model, model.num_hidden_layers, batch.num_useful, squared)
 
 
+def _options_of(config: FinetuneConfig) -> dict[str, Any]:
+    """The options of fine-tuning, without those of the plan."""
+    return {field.name: getattr(config, field.name) for field in dataclasses.fields(FinetuneConfig)}
+
+
 def plan_finetuning(config: FinetuneConfig, topology: Topology) -> dict[str, Any]:
     """Plan fine-tuning, its steps and its evaluations; returns what `--json` prints.
 
@@ -134,7 +139,7 @@ def plan_finetuning(config: FinetuneConfig, topology: Topology) -> dict[str, Any
     max_tokens = model.max_position_embeddings - FIRST_POSITION
     train, held, num_classes = _training_data(config)
     batches = _training_batches(config, topology, train, max_tokens)
-    options = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    options = _options_of(config)
 
     def compile_step(shape: tuple[int, int, int], gradient_checkpointing: bool) -> Compiled:
         how = "with" if gradient_checkpointing else "without"
@@ -231,7 +236,7 @@ def _plan_evaluation(
         config.frames_read,
         config.strands or "given",
     )
-    options = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    options = _options_of(config)
 
     def compile_forward(rows: int, width: int, segments: int) -> Compiled:
         program = trace(
