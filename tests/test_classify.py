@@ -150,6 +150,18 @@ def test_killed_and_run_again_each_record_is_there_once(data, tmp_path):
     assert len(list(read_rows(output))) == len(ids)
 
 
+def test_small_parts_become_large_row_groups(tmp_path):
+    journal = Journal(tmp_path, {"a": "1"})
+    for part in range(20):
+        rows = [{"sequence_id": f"a{part}_{n}", "source": "x", "row": n} for n in range(300)]
+        journal.append(pa.Table.from_pylist(rows, schema=SCHEMA))
+    assert journal.join(lambda part: part) == 6000
+    file = pq.ParquetFile(tmp_path / "classified.parquet")
+    assert file.num_row_groups == 2
+    ids = [row["sequence_id"] for row in read_rows(tmp_path)]
+    assert ids == [f"a{part}_{n}" for part in range(20) for n in range(300)]
+
+
 def test_parts_that_were_joined_before_a_kill_are_not_taken_twice(tmp_path):
     rows = pa.Table.from_pylist(
         [{"sequence_id": f"a{n}", "source": "x", "row": n} for n in range(3)], schema=SCHEMA

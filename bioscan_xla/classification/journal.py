@@ -21,6 +21,7 @@ from .record import SCHEMA
 FILE = "classified.parquet"
 _PARTS = "parts"
 _SETTINGS = "settings.json"
+_GROUP_ROWS = 4096  # in a row group of the file; each costs some kilobytes whenever it is open
 
 
 class Journal:
@@ -107,23 +108,34 @@ class Journal:
         Returns:
             The number of rows.
         """
-        files = self._all()
         num_rows = 0
 
         def write(path: Path) -> None:
             nonlocal num_rows
             with pq.ParquetWriter(path, SCHEMA, compression="zstd") as writer:
-                for file in files:
-                    for batch in pq.ParquetFile(file).iter_batches(4096):
-                        rows = complete(pa.Table.from_batches([batch]).cast(SCHEMA))
-                        num_rows += len(rows)
-                        writer.write_table(rows)
+                for batches in _gathered(self._all(), _GROUP_ROWS):
+                    rows = complete(pa.Table.from_batches(batches).cast(SCHEMA))
+                    num_rows += len(rows)
+                    writer.write_table(rows)
 
         _write_whole(self.folder / FILE, write)
         for part in self._files():
             part.unlink()
         self._parts.rmdir()
         return num_rows
+
+
+def _gathered(files: list[Path], num_rows: int) -> Iterator[list[pa.RecordBatch]]:
+    """The rows of files in lots of about `num_rows`."""
+    lot: list[pa.RecordBatch] = []
+    for file in files:
+        for batch in pq.ParquetFile(file).iter_batches(num_rows):
+            lot.append(batch)
+            if sum(map(len, lot)) >= num_rows:
+                yield lot
+                lot = []
+    if lot:
+        yield lot
 
 
 def _done(files: list[Path]) -> dict[str, np.ndarray]:
