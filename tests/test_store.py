@@ -204,6 +204,29 @@ def test_finish_indexes_and_search_stays_right(tmp_path, monkeypatch):
     assert len(few) == 25
 
 
+def test_rows_added_after_the_index_are_found_before_and_after_it_takes_them_in(
+    tmp_path, monkeypatch
+):
+    import bioscan_xla.table.neighbours as reading
+    import bioscan_xla.table.store as module
+
+    monkeypatch.setattr(module, "_INDEX_ROWS", 500)
+    monkeypatch.setattr(reading, "_EXACT_ROWS", 0)
+    store = make(tmp_path, hidden=32)
+    old = fill(store, 0, 1500)
+    store.finish(vector_index=True)
+    new = fill(store, 5000, 30, phylum="Mollusca")
+    names = [f"Mollusca{n}" for n in range(5000, 5030)]
+    for _ in range(2):
+        found = search_vectors(store.table, new, 3)
+        assert [rows["sequence_id"][0].as_py() for rows in found] == names
+        found = search_vectors(store.table, old[:20], 30, "phylum = 'Mollusca'")
+        assert all(sorted(rows["sequence_id"].to_pylist()) == names for rows in found)
+        store.finish(vector_index=True)
+        (index,) = [one for one in store.table.list_indices() if one.columns == ["vector"]]
+    assert store.table.index_stats(index.name).num_unindexed_rows == 0
+
+
 def test_absent_tables_are_named(tmp_path):
     with pytest.raises(TableError, match="no such database"):
         open_table(str(tmp_path / "absent"))
