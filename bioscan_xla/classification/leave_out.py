@@ -154,9 +154,10 @@ def _try_heads(namer: Namer, num_trials: int, rng: np.random.Generator) -> Trial
     heads, decoder, held = namer.heads, namer.decoder, namer.heads.heldout
     if held is None or len(held.vectors) < _FEWEST_REFERENCES:
         log.warning(
-            "the model has %d sequences that it was not trained on: confidence is not calibrated "
-            "but the probability that the heads give",
+            "the model keeps %d held-out sequences; calibration needs %d. Confidence is the heads' "
+            "own probability, which is not calibrated",
             0 if held is None else len(held.vectors),
+            _FEWEST_REFERENCES,
         )
         return None
     rows = rng.permutation(len(held.vectors))[: max(num_trials // 2, 1)]
