@@ -224,9 +224,10 @@ def write(table, folder):
 def check(table, folder, sequences):
     """The ordinary encoder gives the vectors of the table.
 
-    Sequences with N are left out: behind one, the tokenizer begins anew in all six frames.
+    Sequences with N are left out, behind which the tokenizer begins anew in all six frames, and
+    those of more than one window.
     """
-    sequences = [sequence for sequence in sequences if not set(sequence) - set("ACGT")]
+    sequences = [text for text in sequences if len(text) < 5900 and not set(text) - set("ACGT")]
     encoder = load_encoder(str(folder), device=open_device("cpu", "float32"))
     found = torch.from_numpy(embed_sequences(encoder, sequences))
     wanted = embed(table, [kmers(sequence) for sequence in sequences])
