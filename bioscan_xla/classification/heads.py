@@ -27,7 +27,11 @@ from .evidence import Decision
 from .tree import LineageTree
 
 HEAD_SHARE = 0.3
-"""Weight of the heads where they decide together with the votes; not tuned."""
+"""Weight of the heads where they decide together with the votes.
+
+On 12S of fishes (tests/bench/naming.py, seed 31) 0.1 and 0.3 name as many genera and species right;
+0.5 and 0.7 lose 2 and 6 points at species.
+"""
 
 _COMPARED = RANKS[3:]
 _FEWEST_HELD_OUT = 50
