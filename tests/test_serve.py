@@ -3,6 +3,7 @@
 import base64
 import json
 import re
+import shutil
 import socket
 import subprocess
 import threading
@@ -11,6 +12,7 @@ from contextlib import suppress
 
 import httpx
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 pytest.importorskip("fastapi", reason="fastapi is not installed: pip install 'bioscan_xla[serve]'")
@@ -26,6 +28,7 @@ from bioscan_xla.options import ServeConfig  # noqa: E402
 from bioscan_xla.reads.cleaning import clean_sequences  # noqa: E402
 from bioscan_xla.reads.lineages import RANKS  # noqa: E402
 from bioscan_xla.reads.tokens import tokenize  # noqa: E402
+from bioscan_xla.reference import main as main_of_reference  # noqa: E402
 from bioscan_xla.sample import write_model  # noqa: E402
 from bioscan_xla.search import search_sequences  # noqa: E402
 from bioscan_xla.serving.guard import check_address  # noqa: E402
@@ -398,3 +401,55 @@ def test_models_that_cannot_be_loaded(tmp_path, training_sample):
         ServeConfig()
     with pytest.raises(ConfigError, match="max_queue_tokens"):
         ServeConfig(model="m", max_request_tokens=10, max_queue_tokens=5)
+
+
+def test_a_named_model_and_a_whitened_table(reference, training_sample, model_folder, tmp_path):
+    """Queries are whitened as the rows are, as when the model is taken from the table."""
+    assert main_of_reference(["whiten", reference]) == 0
+    texts = pq.read_table(training_sample)["dna_sequence"].to_pylist()
+    texts = [text for text in texts if text and re.fullmatch("[ACGT]{60,}", text)][:5]
+    own = {"reference": reference, "reference_table": "whitened", "num_trials": 0}
+    found = {}
+    for name, more in {"own": {}, "named": {"model": model_folder, "name": "db"}}.items():
+        with running(**own, **more, jobs_folder=str(tmp_path)) as it:
+            named = it.post("classify", input=texts).json()["data"]
+            rows = it.post("search", input=texts, k=2).json()["data"]
+            vectors = it.post("embeddings", input=texts).json()["data"]
+            found[name] = (named, rows, vectors)
+    assert found["own"] == found["named"]
+    nearest = [item["evidence"]["hits"][0]["vector_similarity"] for item in found["named"][0]]
+    assert max(nearest) == pytest.approx(1.0, abs=1e-3)  # the sequences are among the references
+
+
+def test_a_table_made_anew_is_not_compared_with_vectors_of_another_model(
+    training_sample, model_folder, tmp_path
+):
+    db, more = str(tmp_path / "db"), tmp_path / "more.fasta"
+    write_model(tmp_path / "other", hidden=64, layers=1, heads=4, seed=5)
+
+    def embed(model, source=training_sample):
+        run_embedding_pipeline(source, db, model=str(model), device="cpu", dtype="float32")
+
+    embed(model_folder)
+    with running(reference=db, num_trials=0, jobs_folder=str(tmp_path)) as it:
+        first = it.post("search", input=SEQUENCE, k=3).json()["data"]
+        shutil.rmtree(db)
+        error = it.post("search", input=SEQUENCE, where="depth > 1").json()["error"]
+        assert error["code"] == "table_error"  # the condition is not to blame
+        embed(model_folder)
+        assert it.post("search", input=SEQUENCE, k=3).json()["data"] == first
+        shutil.rmtree(db)
+        embed(tmp_path / "other")
+        for number in range(3):  # more versions than the first had
+            refused = it.post("search", input=SEQUENCE, k=3)
+            assert (refused.status_code, refused.json()["error"]["code"]) == (409, "table_replaced")
+            more.write_text(f">new{number}\n{SEQUENCE}{'ACGT' * number}\n")
+            embed(tmp_path / "other", str(more))
+
+
+def test_int8_vectors_are_those_of_embed(model_folder, usable):
+    wanted = embed_text(load_encoder(model_folder, device=open_device("cpu", "int8")), usable)
+    with running(model=model_folder, dtype="int8") as it:
+        data = it.post("embeddings", input=usable).json()["data"]
+        assert it.post("embeddings", input="ACGT").status_code == 422
+    np.testing.assert_allclose([item["embedding"] for item in data], wanted, atol=1e-6)

@@ -59,8 +59,10 @@ def prepare_vectors(
     if config.candidates == "kmer" or not reference.ids:
         return encoder, replace(reference, vectors=None)
     made_by = reference.fingerprint or {}
-    if "transform" in made_by and encoder.transform is None and not needs_model:
-        encoder = _transformed_alike(encoder, made_by)
+    if not needs_model:
+        from ..encode.encoder import transformed_alike
+
+        encoder = transformed_alike(encoder, made_by)
     if reference.vectors is not None and not compare(made_by, encoder.fingerprint).different:
         return encoder, reference
     if reference.vectors is not None:
@@ -81,7 +83,8 @@ def _load(config: ClassifyConfig, reference: Reference) -> "Encoder":
     from ..encode.model_files import split_finetuned
     from ..encode.runtime import open_device
 
-    device = open_device(config.device, config.dtype)
+    # In the table's own type its vectors can be used as they are.
+    device = open_device(config.device, config.dtype or (reference.fingerprint or {}).get("dtype"))
     base, revision, adapter = split_finetuned(config.model)
     return load_encoder(
         base,
@@ -106,16 +109,6 @@ def _check_heads(model: str, encoder: "Encoder") -> None:
                 f"with {word} {value}; leave out --{word}, or take --method neighbours, which "
                 "uses the vectors only"
             )
-
-
-def _transformed_alike(encoder: "Encoder", made_by: dict[str, str]) -> "Encoder":
-    """The encoder with the reference's transform, if it is the one that made the reference."""
-    from ..encode.encoder import with_transform
-
-    plain = {key: value for key, value in made_by.items() if key != "transform"}
-    if compare(plain, encoder.fingerprint).different:
-        return encoder
-    return with_transform(encoder, made_by["transform_file"])
 
 
 def cache_folder(config: ClassifyConfig) -> Path:

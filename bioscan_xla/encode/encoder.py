@@ -6,7 +6,7 @@ segment, and no step waits for the device.
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,7 +18,7 @@ from ..errors import ConfigError, ModelError
 from ..options import DEFAULT_MODEL
 from ..reads.tokens import VOCABULARY, tokenize
 from . import runtime
-from .fingerprint import TOKENIZER, VECTORS_VERSION
+from .fingerprint import TOKENIZER, VECTORS_VERSION, compare
 from .int8 import quantize, random_sequences
 from .model import (
     hash_weights,
@@ -320,3 +320,11 @@ def with_transform(encoder: Encoder, path: str) -> Encoder:
         )
     marks = {"transform": loaded.mark, "transform_file": path}
     return replace(encoder, transform=loaded, fingerprint=encoder.fingerprint | marks)
+
+
+def transformed_alike(encoder: Encoder, made_by: Mapping[str, str]) -> Encoder:
+    """The encoder with the transform of a table, if it is otherwise the one that made the table."""
+    plain = {key: value for key, value in made_by.items() if key != "transform"}
+    if "transform" not in made_by or compare(plain, encoder.fingerprint).different:
+        return encoder
+    return with_transform(encoder, made_by["transform_file"])

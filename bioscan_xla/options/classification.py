@@ -106,7 +106,8 @@ class ClassifyConfig:
     """Where the model runs: auto, xla, cuda or cpu."""
 
     dtype: str | None = None
-    """bfloat16 (default where the device multiplies it natively), float32, or int8 (CPU only)."""
+    """bfloat16, float32, or int8 (CPU only); by default that of the reference table, else bfloat16
+    where the device multiplies it natively."""
 
     def __post_init__(self):
         """Normalise and check what needs no file and no device."""

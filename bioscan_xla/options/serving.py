@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ..errors import ConfigError
 from ..reads.lineages import HEADER_STYLES
-from .checks import DEVICES, DTYPES, check_choices, check_least, check_positive, set_list
+from .checks import DEVICES, INFERENCE_DTYPES, check_choices, check_least, check_positive, set_list
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,8 @@ class ServeConfig:
     """auto (TPU, then GPU, then CPU), xla, cuda or cpu."""
 
     dtype: str | None = None
-    """bfloat16 or float32; by default that of the reference table, else bfloat16 where the device
-    multiplies it natively."""
+    """bfloat16, float32, or int8 (CPU only); by default that of the reference table, else bfloat16
+    where the device multiplies it natively."""
 
     host: str = "127.0.0.1"
     """Address to listen at; 0.0.0.0 for all of this machine."""
@@ -122,7 +122,7 @@ class ServeConfig:
                 "header_taxonomy": (None, *HEADER_STYLES),
                 "method": ("neighbours", "heads", "both", "argmax"),
                 "device": DEVICES,
-                "dtype": DTYPES,
+                "dtype": INFERENCE_DTYPES,
             },
         )
         ones = ("max_body_mb", "max_sequences", "max_request_tokens", "max_k", "max_models")

@@ -10,9 +10,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from ..encode.encoder import Encoder, load_encoder
+from ..encode.encoder import Encoder, load_encoder, transformed_alike
 from ..encode.fingerprint import compare, describe, identity
 from ..encode.inference import embed_sequences
 from ..encode.model_files import split_finetuned
@@ -25,6 +25,7 @@ from .versions import Version
 
 if TYPE_CHECKING:
     from ..classification.opening import Opened
+    from .reference_table import ReferenceTable
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +61,10 @@ def load_version(config: ServeConfig, wanted: Wanted, queue: TokenQueue) -> Vers
     """
     started = time.monotonic()
     table = _open_table(config, wanted.reference)
-    encoder = _load_encoder(config, wanted, _fingerprint_of(table), queue)
+    made_by = table.made_by if table is not None else {}
+    encoder = _load_encoder(config, wanted, made_by, queue)
+    if config.method == "neighbours":  # heads read vectors as they are
+        encoder = transformed_alike(encoder, made_by)
     shared = share(encoder, queue)
     warm(shared)
     name = wanted.name or _last_part(wanted, encoder)
@@ -88,20 +92,14 @@ def _last_part(wanted: Wanted, encoder: Encoder) -> str:
     return Path(name).resolve().name if Path(name).is_dir() else name.rsplit("/", 1)[-1]
 
 
-def _open_table(config: ServeConfig, reference: str | None) -> Any:
+def _open_table(config: ServeConfig, reference: str | None) -> "ReferenceTable | None":
     """The table of a reference; None for a file of sequences."""
     from ..classification.reference import is_table
-    from ..table.neighbours import open_table
+    from .reference_table import ReferenceTable
 
     if not reference or not is_table(reference):
         return None
-    return open_table(reference, config.reference_table)
-
-
-def _fingerprint_of(table: Any) -> dict[str, str]:
-    from ..table.neighbours import read_fingerprint
-
-    return read_fingerprint(table) if table is not None else {}
+    return ReferenceTable(reference, config.reference_table)
 
 
 def _load_encoder(
@@ -158,10 +156,10 @@ def _open_naming(config: ServeConfig, wanted: Wanted, encoder: SharedEncoder) ->
     return Opened(options, used, namer, calibrate_namer(options, namer))
 
 
-def _check_table(table: Any, encoder: Encoder) -> Any | str:
+def _check_table(table: "ReferenceTable | None", encoder: Encoder) -> "ReferenceTable | str":
     if table is None:
         return "the server has no reference database; start it with --reference DB"
-    made_by = _fingerprint_of(table)
+    made_by = table.made_by
     different = compare(made_by, encoder.fingerprint).different
     if not made_by or different:
         lines = describe(different, made_by, encoder.fingerprint, ("the table", "the server"))

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ..encode.inference import Job, prepare_for
-from ..errors import BioscanError, TableError, first_line
+from ..errors import BioscanError
 from ..options import ServeConfig
 from ..reads.cleaning import clean_sequences
 from .conditions import check_condition
@@ -192,11 +192,11 @@ class Service:
         if isinstance(table, str):
             raise Refused(400, "no_table", table)
         if where is not None:
-            check_condition(where, table.schema.names)
+            check_condition(where, table.columns)
         prepared = await self._prepare(version, texts)
         with self._placed(prepared, caller) as place:
             vectors = await self._vectors(version, prepared, place, caller)
-            work = functools.partial(_look_up, table, vectors, k, where)
+            work = functools.partial(table.nearest, vectors, k, where)
             found = asyncio.get_running_loop().run_in_executor(self._quick, work)
             return await until_gone(found, caller), prepared.tokens
 
@@ -305,21 +305,6 @@ def _tokens_of(job: Job[None]) -> int:
     owners = np.fromiter((window.owner[1] for window in job.windows), np.int64, len(job.windows))
     lengths = np.fromiter(map(len, job.windows), np.int64, len(job.windows))
     return int(np.bincount(owners, lengths, minlength=len(job.missing))[job.inverse].sum())
-
-
-def _look_up(
-    table: Any, vectors: np.ndarray, k: int, where: str | None
-) -> list[list[dict[str, Any]]]:
-    from ..table.neighbours import nearest_rows
-
-    try:
-        table.checkout_latest()
-        return nearest_rows(table, vectors, k, where)
-    except TableError as error:
-        raise Refused(400, "search_failed", str(error), param="where") from error
-    except (OSError, RuntimeError, ValueError) as error:
-        log.error("the reference table cannot be read: %s", first_line(error))
-        raise Refused(500, "table_error", "the reference table cannot be read") from error
 
 
 async def until_gone(future: "asyncio.Future[T]", caller: Caller) -> T:

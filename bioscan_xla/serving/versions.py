@@ -8,7 +8,7 @@ step; an older one stays until it is dropped.
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..encode.encoder import Encoder
 from ..errors import ModelError
@@ -17,6 +17,7 @@ from .refusals import Refused
 
 if TYPE_CHECKING:
     from ..classification.opening import Opened
+    from .reference_table import ReferenceTable
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +40,7 @@ class Version:
     encoder: Encoder
     shared: SharedEncoder
     naming: "Opened | str"
-    table: Any | str
+    table: "ReferenceTable | str"
 
 
 class Versions:
