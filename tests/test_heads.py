@@ -1,5 +1,7 @@
 """Names by the heads of a fine-tuned model, alone and with references."""
 
+import shutil
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -136,3 +138,24 @@ def test_a_foreign_label_space_is_refused(data, tuned, tmp_path):
 def test_heads_need_a_fine_tuned_model():
     with pytest.raises(ConfigError, match="needs the heads of a fine-tuned model"):
         run_classification_pipeline("x.fasta", "r.fasta", "out", method="heads")
+
+
+@pytest.mark.parametrize("file", ["heads.safetensors", "labels.json", "heldout.safetensors"])
+def test_a_model_changed_in_place_does_not_go_on(data, tuned, tmp_path, file):
+    """Its adapter alone, and so its vectors, may be as before."""
+    model = tmp_path / "model"
+    shutil.copytree(tuned, model)
+    options = {"model": str(model), "method": "heads", "num_trials": 0, "device": "cpu"}
+    run = (str(data[0] / "asv.fasta"), "", str(tmp_path / "out"))
+    run_classification_pipeline(*run, **options)
+    if file == "labels.json":
+        text = (model / file).read_text()
+        (model / file).write_text(text.replace("Genusax", "Genusother"))
+    elif file == "heads.safetensors":
+        from safetensors.numpy import load_file, save_file
+
+        save_file({k: -v for k, v in load_file(model / file).items()}, model / file)
+    else:
+        (model / file).unlink()
+    with pytest.raises(ConfigError, match="heads: the folder has"):
+        run_classification_pipeline(*run, **options)

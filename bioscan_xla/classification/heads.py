@@ -147,9 +147,9 @@ def load_heads(folder: str) -> Heads:
 
 
 def _hash(folder: Path) -> str:
-    """Of the weights of the heads and of what they are calibrated on."""
+    """Of the heads, their classes, and what they are calibrated on."""
     digest = hashlib.sha256()
-    for name in ("heads.safetensors", HELDOUT):
+    for name in ("heads.safetensors", "labels.json", HELDOUT):
         if (folder / name).is_file():
             digest.update((folder / name).read_bytes())
     return digest.hexdigest()

@@ -6,6 +6,7 @@ so that a run that is repeated writes the same.
 """
 
 import logging
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -73,7 +74,7 @@ def read_sampling(config: ClassifyConfig) -> Sampling | None:
 def _completion(sampling: Sampling | None) -> Callable[[pa.Table], pa.Table]:
     """What fills in the counts of some rows."""
     if sampling is None:
-        return lambda rows: rows
+        return _without_counts
     places = sampling.counts.rows()
     controls = np.array([sample.is_control for sample in sampling.samples], bool)
     matrix = sampling.counts.matrix
@@ -98,6 +99,22 @@ def _completion(sampling: Sampling | None) -> Callable[[pa.Table], pa.Table]:
     return complete
 
 
+def _without_counts(rows: pa.Table) -> pa.Table:
+    """The rows without the counts that an earlier run gave them."""
+    for column in ("reads", "num_samples", "control_reads"):
+        field = rows.schema.field(column)
+        number = rows.schema.get_field_index(column)
+        rows = rows.set_column(number, field, pa.nulls(len(rows), field.type))
+    return rows
+
+
+def _remove_earlier(folder: Path) -> None:
+    """Remove what an earlier run wrote and this one may not write: it would contradict the rest."""
+    for name in ("table.biom", "dwca.zip", "report.html", "run.json"):
+        (folder / name).unlink(missing_ok=True)
+    shutil.rmtree(folder / "phyloseq", ignore_errors=True)
+
+
 def write_results(
     config: ClassifyConfig,
     journal: Journal,
@@ -112,6 +129,7 @@ def write_results(
         InputError: the count table has none of the input's ids; the names are written before.
     """
     folder = Path(config.output)
+    _remove_earlier(folder)
     result: dict[str, Any] = {"classified": journal.join(_completion(sampling))}
     label = " ".join(
         part

@@ -26,7 +26,7 @@ from .. import __version__
 from ..errors import InputError
 from ..options import ClassifyConfig
 from ..reads.files import count_rows, metadata_schema
-from ..reads.inputs import name_inputs, source_key
+from ..reads.inputs import changed_files, name_inputs, source_key
 from ..reads.raw import ReadOptions
 from ..reads.records import Chunk, read_chunks
 from ..reads.shares import by_source, mark
@@ -34,6 +34,7 @@ from ..stopping import Stop, stop_on_signal
 from ..table.rejections import Rejections
 from .calibration import LENGTH_BANDS_BP, Calibration
 from .darwin_core import read_known_taxa
+from .heads import Heads
 from .journal import Journal
 from .naming import Namer
 from .opening import Opened, calibrate_namer, name_sequences, open_namer, tell_thresholds
@@ -76,7 +77,7 @@ def classify(
     known_taxa = read_known_taxa(config.known_taxa) if config.known_taxa else {}
     encoder, namer = (opened.encoder, opened.namer) if opened else open_namer(config)
     reference = namer.reference
-    journal = Journal(config.output, _settings(config, reference, encoder))
+    journal = Journal(config.output, _settings(config, reference, encoder, namer.heads))
     calibration = opened.calibration if opened else calibrate_namer(config, namer)
     tally, broken = _name_input(
         config, names, namer, encoder, calibration, journal, stop, on_progress
@@ -130,7 +131,7 @@ def method_text(config: ClassifyConfig, encoder: "Encoder | None") -> str:
 
 
 def _settings(
-    config: ClassifyConfig, reference: Reference, encoder: "Encoder | None"
+    config: ClassifyConfig, reference: Reference, encoder: "Encoder | None", heads: Heads | None
 ) -> dict[str, str]:
     """Everything that determines the content of a row, as text."""
     fields = (
@@ -151,6 +152,10 @@ def _settings(
         "reference": reference.content_hash,
         "program": __version__.split("+")[0],
     }
+    if config.columns:
+        told["columns"] = str(sorted(config.columns.items()))
+    if heads is not None:
+        told["heads"] = heads.content_hash
     for name, value in (encoder.fingerprint if encoder else {}).items():
         if name not in ("model", "revision", "adapter", "version"):  # its location
             told[f"model {name}"] = value
@@ -181,6 +186,13 @@ def _name_input(
     rejected = rejections.done()
     done = _done_by_path(journal, rejected, names)
     already = sum(int(rows.sum()) for rows in done.values())
+    for path in changed_files(names, journal.done().keys()):
+        log.warning(
+            "%s changed since it was named: it is read again, and records whose ids have a name in "
+            "%s keep it and are rejected. To name the changed file anew, pass another --output",
+            path,
+            config.output,
+        )
     if already:
         log.info("resuming: %d records are done already", already)
     chunks = read_chunks(sources, reading, schema, done=done, known_ids=journal.ids(), names=names)

@@ -12,7 +12,7 @@ import itertools
 import logging
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -122,6 +122,25 @@ def has_mark(name: str) -> bool:
 def without_mark(name: str) -> str:
     """A stored name without its mark, for messages."""
     return _MARK.sub("", name)
+
+
+def changed_files(names: Mapping[str, str], known: Collection[str]) -> list[str]:
+    """The files whose content was another when their name was recorded.
+
+    Args:
+        names: of each file, as it is now.
+        known: recorded names.
+    """
+    current = set(map(source_key, names.values()))
+    earlier = {
+        without_mark(name) for name in known if has_mark(name) and source_key(name) not in current
+    }
+    there = set(map(source_key, known))
+    return [
+        path
+        for path, name in names.items()
+        if without_mark(name) in earlier and source_key(name) not in there
+    ]
 
 
 def content_mark(source: str) -> str:

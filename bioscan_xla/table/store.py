@@ -20,7 +20,7 @@ from lancedb.index import Bitmap, BTree, IvfRq
 
 from ..errors import TableError, first_line
 from ..reads.cleaning import Code
-from ..reads.inputs import has_mark, source_key, without_mark
+from ..reads.inputs import changed_files, source_key
 from ..reads.lineages import RANKS
 from ..reads.records import Rejection
 from ..reads.shares import ALL, Share, by_source, mark
@@ -163,20 +163,12 @@ class Store:
         return Done({path: mark(parts) for path, parts in rows.items()}, num_usable)
 
     def _warn_of_changes(self, known: Collection[str]) -> None:
-        current = set(map(source_key, self.names.values()))
-        earlier = {
-            without_mark(name)
-            for name in known
-            if has_mark(name) and source_key(name) not in current
-        }
-        there = set(map(source_key, known))
-        for path, name in self.names.items():
-            if without_mark(name) in earlier and source_key(name) not in there:
-                log.warning(
-                    "%s changed since it was embedded: it is read again, and records whose ids are "
-                    "in the table are rejected",
-                    path,
-                )
+        for path in changed_files(self.names, known):
+            log.warning(
+                "%s changed since it was embedded: it is read again, and records whose ids are in "
+                "the table are rejected",
+                path,
+            )
 
     def ids(self) -> Iterator[list[str]]:
         """All ids in the table and among the rejected, a few thousand at a time.

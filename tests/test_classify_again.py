@@ -1,0 +1,76 @@
+"""A second run of classify in the folder of a first: its files agree with each other."""
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from bioscan_xla import run_classification_pipeline
+from bioscan_xla.classification.journal import read_rows
+from bioscan_xla.errors import ConfigError, InputError
+
+
+@pytest.fixture
+def again(data, tmp_path):
+    """Classify into one folder, with the counts or without."""
+    folder, _ = data
+
+    def run(**options):
+        options = {"num_trials": 0, "reference": str(folder / "reference.parquet")} | options
+        options = {"input": str(folder / "asv.fasta")} | options
+        return run_classification_pipeline(output=str(tmp_path / "out"), **options)
+
+    return run
+
+
+def counted(folder):
+    return {
+        "table": str(folder / "counts.tsv"),
+        "samples": [str(folder / "samples.tsv"), str(folder / "libraries.tsv")],
+    }
+
+
+def test_without_the_counts_of_before_nothing_of_them_is_left(data, again, tmp_path):
+    output = tmp_path / "out"
+    again(**counted(data[0]))
+    assert (output / "dwca.zip").is_file()
+    again(table=counted(data[0])["table"])
+    assert not (output / "dwca.zip").exists()
+    assert (output / "table.biom").is_file()
+    again()
+    assert not (output / "table.biom").exists()
+    assert not (output / "phyloseq").exists()
+    columns = ["reads", "num_samples", "control_reads"]
+    assert not any(value for row in read_rows(output, columns) for value in row.values())
+    assert all(line.startswith("1\t") for line in (output / "krona.txt").open())
+
+
+def test_counts_that_fit_nothing_leave_no_files_of_other_counts(data, again, tmp_path):
+    again(**counted(data[0]))
+    (tmp_path / "foreign.tsv").write_text("#OTU ID\tA\nnobody\t3\n")
+    with pytest.raises(InputError, match="nobody"):
+        again(table=str(tmp_path / "foreign.tsv"))
+    left = {path.name for path in (tmp_path / "out").iterdir()}
+    assert "classified.parquet" in left
+    assert not left & {"table.biom", "phyloseq", "dwca.zip", "report.html", "run.json"}
+
+
+def test_another_column_of_the_input_is_another_input(data, again, tmp_path):
+    rows = pq.read_table(data[0] / "reference.parquet").slice(0, 5)
+    other = pa.array([text[::-1] for text in rows["dna_sequence"].to_pylist()])
+    path = tmp_path / "two.parquet"
+    pq.write_table(rows.append_column("other", other), path)
+    again(input=str(path))
+    with pytest.raises(ConfigError, match="columns"):
+        again(input=str(path), columns={"dna_sequence": "other"})
+
+
+def test_a_file_that_changed_is_told(data, again, tmp_path, caplog):
+    texts = pq.read_table(data[0] / "reference.parquet")["dna_sequence"].to_pylist()
+    path = tmp_path / "x.fasta"
+    path.write_text(f">a\n{texts[0]}\n")
+    again(input=str(path))
+    assert "changed" not in caplog.text
+    path.write_text(f">a\n{texts[40]}\n>b\n{texts[80]}\n")
+    result = again(input=str(path))
+    assert "x.fasta changed since it was named" in caplog.text
+    assert result["rejected"] == {"id_seen_before": 1}
