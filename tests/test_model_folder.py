@@ -111,6 +111,17 @@ def test_outputs_are_added_to_a_finished_run_and_an_upload_that_fails_keeps_it(
     after = trained(options["output"])
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert finetune(FinetuneConfig(**options))["num_epochs"] == 2  # and without them again
+    assert Path(options["output"], "merged/model.safetensors").is_file()
+
+
+def test_a_model_trained_anew_leaves_nothing_of_the_one_before(options):
+    finetune(FinetuneConfig(**options | {"save_merged": True}))
+    folder = Path(options["output"])
+    assert (folder / "confusions.csv").is_file()
+    finetune(FinetuneConfig(**options | {"eval_fraction": 0.0, "resume": False}))
+    left = {path.name for path in folder.iterdir()}
+    named = {"merged", "confusions.csv", "confusion.png", "vectors.png", "heldout.safetensors"}
+    assert not left & named
 
 
 def test_merged_weights_and_upload(options, monkeypatch):

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,16 +12,21 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from bioscan_xla.encode.encoder import load_encoder
+from bioscan_xla.encode.runtime import open_device
 from bioscan_xla.errors import ConfigError, InputError, ModelError
 from bioscan_xla.options import FinetuneConfig
 from bioscan_xla.reads.lineages import RANKS
+from bioscan_xla.sample import write_model
 from bioscan_xla.training import loop as training_loop
 from bioscan_xla.training import setup
+from bioscan_xla.training.classifier import load_classifier
 from bioscan_xla.training.run import finetune
 from bioscan_xla.training.setup import prepare_data
 
@@ -150,6 +156,51 @@ def test_a_checkpoint_of_another_run_is_refused(options):
     anew = finetune(FinetuneConfig(**options | {"learning_rate": 5e-4, "resume": False}))
     assert anew["num_epochs"] == 2
     assert [line["epoch"] for line in metrics_lines(options["output"])] == [1, 2]
+
+
+def test_what_a_run_began_with_may_not_change_in_its_place(options, tmp_path):
+    """The same names and options, other content: base model, start and sequences."""
+    base, start, train = tmp_path / "base", tmp_path / "start", tmp_path / "train.parquet"
+    shutil.copytree(options["model"], base)
+    shutil.copy(options["train"], train)
+    options |= {"num_epochs": 1, "train": str(train), "model": str(base)}
+    first = options | {"output": str(start)}
+    finetune(FinetuneConfig(**first))
+    second = options | {"start": str(start)}
+    finetune(FinetuneConfig(**second))
+
+    rows = pq.read_table(train)
+    texts = [text and text + "ACGT" for text in rows["dna_sequence"].to_pylist()]
+    place = rows.schema.get_field_index("dna_sequence")
+    pq.write_table(rows.set_column(place, "dna_sequence", pa.array(texts)), train)
+    with pytest.raises(ConfigError, match="the training sequences: the content changed"):
+        finetune(FinetuneConfig(**second))
+    pq.write_table(rows, train)
+
+    finetune(FinetuneConfig(**first | {"resume": False, "learning_rate": 5e-4}))
+    with pytest.raises(ConfigError, match="the model to start from: the content changed"):
+        finetune(FinetuneConfig(**second))
+
+    write_model(base, hidden=64, layers=2, heads=4, seed=9)
+    with pytest.raises(ConfigError, match="the base model: the content changed"):
+        finetune(FinetuneConfig(**first | {"learning_rate": 5e-4}))
+    for use in (
+        lambda: load_classifier(start, open_device("cpu", "float32")),
+        lambda: load_encoder(device=open_device("cpu", "bfloat16"), adapter=str(start)),
+    ):
+        with pytest.raises(ModelError, match="was trained on a base model with other weights"):
+            use()
+
+
+def test_a_model_goes_on_in_another_type(options, tmp_path):
+    """What a base model is does not depend on the type that it is loaded in."""
+    options |= {"num_epochs": 1}
+    finetune(FinetuneConfig(**options | {"dtype": "bfloat16"}))
+    on = options | {"start": options["output"], "output": str(tmp_path / "on")}
+    finetune(FinetuneConfig(**on | {"dtype": "float32"}))
+    facts = [json.loads(Path(o["output"], "trained.json").read_text()) for o in (options, on)]
+    assert facts[0]["base_hash"] == facts[1]["base_hash"]
+    load_encoder(device=open_device("cpu", "float32"), adapter=options["output"])
 
 
 def test_sigterm_saves_and_says_so(options):

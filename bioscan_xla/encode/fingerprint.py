@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 VECTORS_VERSION = "1"
@@ -56,8 +57,12 @@ class Comparison:
     unknown: tuple[str, ...]
 
 
-def hash_tensors(tensors: Iterable[tuple[str, "Tensor"]]) -> str:
+def hash_tensors(
+    tensors: Iterable[tuple[str, "Tensor"]], dtype: "torch.dtype | None" = None
+) -> str:
     """SHA-256 over the names, types, shapes and all bytes of tensors on the host.
+
+    With `dtype` they are hashed as rounded to that type.
 
     The tensors are hashed in memory, as loaded: no file is read twice, and the result does not
     depend on how the weights were divided into files. One hash per tensor, several at a time,
@@ -66,9 +71,9 @@ def hash_tensors(tensors: Iterable[tuple[str, "Tensor"]]) -> str:
     import torch
 
     def digest(item: tuple[str, "Tensor"]) -> bytes:
-        name, tensor = item
+        name, tensor = item[0], item[1].detach().to(dtype)
         head = f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode()
-        flat: Any = tensor.detach().contiguous().flatten().view(torch.uint8).numpy()
+        flat: Any = tensor.contiguous().flatten().view(torch.uint8).numpy()
         return hashlib.sha256(head).digest() + hashlib.sha256(flat).digest()
 
     with ThreadPoolExecutor(torch.get_num_threads()) as threads:  # hashing releases the GIL

@@ -26,6 +26,7 @@ from . import attention
 from .fingerprint import hash_tensors
 from .model_files import (
     SHIPPED,
+    adapter_base_hash,
     adapter_folder,
     check_safetensors,
     check_vocabulary,
@@ -209,13 +210,20 @@ def attach_saved_adapter(esm: EsmModel, adapter: str | Path) -> Any:
     """Load an adapter beside the weights of a model, a PeftModel.
 
     Raises:
-        ModelError: it does not exist, is damaged, or does not fit the model.
+        ModelError: it does not exist, is damaged, or was trained on another model.
     """
     from peft import PeftModel
 
     folder = adapter_folder(str(adapter))
     if not Path(folder).is_dir() and not is_on_hub(folder):
         raise ModelError(f"adapter {folder}: no such folder; check the path")
+    recorded = adapter_base_hash(str(adapter))
+    if recorded and recorded not in (hash_base(esm), hash_weights(esm)):
+        raise ModelError(
+            f"adapter {str(adapter)!r} was trained on a base model with other weights than those "
+            f"of {esm.name_or_path!r}, and its vectors would be wrong; pass the model that it was "
+            "trained on as --model, or fine-tune again"
+        )
     try:
         return PeftModel.from_pretrained(esm, folder)
     except _LOAD_ERRORS as error:
@@ -265,6 +273,11 @@ def _weights(esm: EsmModel) -> Iterator[tuple[str, torch.Tensor]]:
 def hash_weights(esm: EsmModel) -> str:
     """A hash over every byte of the weights that vectors depend on, on the host."""
     return hash_tensors(_weights(esm))
+
+
+def hash_base(esm: EsmModel) -> str:
+    """The same in bfloat16, so that it does not depend on the type that the model is loaded in."""
+    return hash_tensors(_weights(esm), torch.bfloat16)
 
 
 def sample_hash(esm: EsmModel) -> str:

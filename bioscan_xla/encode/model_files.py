@@ -34,6 +34,7 @@ SHIPPED = ("bioscan-small",)
 """Models shipped with the package."""
 
 READING = "reading.json"
+TRAINED = "trained.json"
 """File of an adapter's folder: the frames and strands that it was trained with."""
 
 
@@ -208,6 +209,17 @@ def adapter_reading(adapter: str) -> dict[str, Any]:
     """Frames and strands that an adapter was trained with; empty if not recorded."""
     path = find_file(adapter_folder(adapter), READING, None)
     return read_json(path) if path else {}
+
+
+def adapter_base_hash(adapter: str) -> str | None:
+    """Hash of the weights of the model that an adapter was trained on; None where not recorded.
+
+    Fine-tuning records it in its output folder, beside the folder `adapter`.
+    """
+    folder = Path(adapter_folder(adapter))
+    path = folder.parent / TRAINED
+    is_ours = folder.name == "adapter" and path.is_file()
+    return read_json(path).get("base_hash") if is_ours else None
 
 
 def resolve_base(model: str, revision: str | None, adapter: str | None) -> tuple[str, str | None]:

@@ -16,11 +16,11 @@ from pathlib import Path
 import numpy as np
 from safetensors.torch import save_file
 
-from ..encode.model_files import READING, absolute
+from ..encode.model_files import READING, TRAINED, absolute
 from ..errors import BioscanError, ConfigError, ModelError, first_line
 from ..options import MergeConfig
 from ..reads.labels import LabelSpace
-from ..training.start import ADAPTER, HEADS, TRAINED
+from ..training.start import ADAPTER, HEADS
 from .agreement import refuse_twice
 from .averaging import average_adapters, average_heads, stack_adapters
 from .card import write_federated_card

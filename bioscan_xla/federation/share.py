@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from ..encode.fingerprint import hash_tensors
-from ..encode.model_files import READING, check_safetensors, read_json
+from ..encode.model_files import READING, TRAINED, check_safetensors, read_json
 from ..errors import ConfigError, ModelError
 from ..options import SiteConfig
 from ..options.federation import check_site_name
@@ -25,7 +25,7 @@ from ..reads.labels import LabelSpace
 from ..reads.lineages import RANKS
 from ..training.card import hub_id
 from ..training.classifier import is_drawn
-from ..training.start import ADAPTER, HEADS, TRAINED
+from ..training.start import ADAPTER, HEADS
 
 SHARE = "share"
 ADAPTER_CONFIG = "adapter/adapter_config.json"

@@ -11,6 +11,7 @@ import json
 import logging
 import pickle
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,9 @@ _FREE = (
     "push_to_hub",
     "labels",  # compared by content
 )
+
+
+_ORIGIN = "origin.json"
 
 
 @dataclasses.dataclass
@@ -163,8 +167,13 @@ class Checkpoints:
         labels: LabelSpace,
         learner: Learner,
         cursor: Cursor,
+        origin: Mapping[str, str],
     ):
-        """Take what is saved and loaded, and what a checkpoint must agree with."""
+        """Take what is saved and loaded, and what a checkpoint must agree with.
+
+        `origin` has hashes of what training began with, by what it is called.
+        """
+        self._origin = dict(origin)
         self._accelerator, self._config, self._labels = accelerator, config, labels
         self._learner, self._cursor = learner, cursor
         self._module = accelerator.unwrap_model(learner.model)
@@ -191,6 +200,7 @@ class Checkpoints:
             save_file(optimizer_state(self._learner.optimizer), part / "optimizer.safetensors")
             _write_json(part / "cursor.json", dataclasses.asdict(self._cursor))
             _write_json(part / "config.json", dataclasses.asdict(self._config))
+            _write_json(part / _ORIGIN, self._origin)
             self._labels.save(part / "labels.json")
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
@@ -253,6 +263,10 @@ class Checkpoints:
         ]
         if LabelSpace.load(folder / "labels.json") != self._labels:
             lines.append("  the label space: the training sequences are not the same")
+        elif (folder / _ORIGIN).is_file():  # older ones have none
+            before = json.loads((folder / _ORIGIN).read_text())
+            changed = [name for name, value in self._origin.items() if before.get(name) != value]
+            lines += [f"  {name}: the content changed" for name in changed]
         if lines:
             raise ConfigError(
                 f"{folder} is a checkpoint of another run:\n"

@@ -4,6 +4,7 @@ Input: labelled files. Output: `Examples` and `Data`.
 Invariants: an unusable record is counted in the log; a file without a usable one is an error.
 """
 
+import hashlib
 import logging
 from collections import Counter
 from collections.abc import Sequence
@@ -34,6 +35,13 @@ class Examples:
     def __len__(self) -> int:
         """Return how many there are."""
         return len(self.ids)
+
+    def content_hash(self) -> str:
+        """A hash over all of them, in their order."""
+        digest = hashlib.sha256()
+        for row in zip(self.ids, self.sequences, self.lineages, strict=True):
+            digest.update(repr(row).encode())
+        return digest.hexdigest()
 
     def select(self, rows: Sequence[int] | np.ndarray) -> "Examples":
         """Those of these rows."""

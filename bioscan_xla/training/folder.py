@@ -8,6 +8,7 @@ this machine; a folder with labels.json is complete, and all of its parts are of
 import copy
 import csv
 import dataclasses
+import filecmp
 import json
 import logging
 import os
@@ -22,7 +23,7 @@ import yaml
 from safetensors.torch import save_file
 
 from ..encode.model import no_bars
-from ..encode.model_files import READING
+from ..encode.model_files import READING, TRAINED
 from ..errors import SyncError
 from ..options import FinetuneConfig
 from ..reads.labels import LabelSpace
@@ -34,7 +35,7 @@ from .data import Examples
 from .evaluation import Evaluated
 from .heldout import HELDOUT, write_heldout
 from .pictures import draw_confusion, draw_curves, draw_vectors, write_confusions
-from .start import TRAINED
+from .start import ADAPTER
 
 log = logging.getLogger(__name__)
 
@@ -150,12 +151,19 @@ def _replacing(folder: Path) -> Iterator[Path]:
     new.mkdir(parents=True)
     yield new
     (folder / _LAST).unlink(missing_ok=True)
-    (folder / HELDOUT).unlink(missing_ok=True)  # the new model may have none
+    for name in (HELDOUT, "confusions.csv", "confusion.png", "vectors.png"):
+        (folder / name).unlink(missing_ok=True)  # the new model may have none
+    if not all(_is_equal(folder / name, new / name) for name in (ADAPTER, TRAINED)):
+        shutil.rmtree(folder / "merged", ignore_errors=True)  # of other weights
     for part in sorted(new.iterdir(), key=lambda path: path.name == _LAST):
         if part.is_dir():
             shutil.rmtree(folder / part.name, ignore_errors=True)
         os.replace(part, folder / part.name)
     new.rmdir()
+
+
+def _is_equal(one: Path, other: Path) -> bool:
+    return one.is_file() and filecmp.cmp(one, other, shallow=False)
 
 
 def _write_weights(

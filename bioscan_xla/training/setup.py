@@ -18,7 +18,7 @@ from transformers import get_cosine_schedule_with_warmup
 
 from ..embedding.tracking import TrainingTracker
 from ..encode import hosts, runtime
-from ..encode.model import hash_weights, load_model, read_config
+from ..encode.model import hash_base, load_model, read_config
 from ..encode.model_files import absolute, resolve_commit
 from ..encode.packing import FIRST_POSITION
 from ..errors import InputError
@@ -109,7 +109,8 @@ def set_up(config: FinetuneConfig, device: runtime.Device, accelerator: Any) -> 
     learner = _make_learner(config, device, accelerator, data, model, prepared)
 
     cursor = Cursor(run_id=uuid.uuid4().hex[:12], base_commit=commit)
-    checkpoints = Checkpoints(accelerator, config, data.space, learner, cursor)
+    origin = _describe_origin(data, base_hash, start)
+    checkpoints = Checkpoints(accelerator, config, data.space, learner, cursor, origin)
     torch.manual_seed(config.seed + 1 + accelerator.process_index)
     if not config.resume:
         checkpoints.clear()
@@ -220,7 +221,7 @@ def _make_classifier(
 ) -> tuple[TaxonomyClassifier, int, str]:
     """The classifier on the device, the model's longest window in tokens, its weights' hash."""
     base = load_model(config.model, device.dtype, commit or None)
-    base_hash = hash_weights(base)
+    base_hash = hash_base(base)
     hosts.check_same(device, "the model", base_hash)
     torch.manual_seed(config.seed)
     classifier = build_classifier(base, device, data.space, config)
@@ -240,6 +241,16 @@ def _make_classifier(
     )
     max_tokens = base.config.max_position_embeddings - FIRST_POSITION
     return classifier.to(device.torch_device), max_tokens, base_hash
+
+
+def _describe_origin(data: Data, base_hash: str, start: Mapping[str, Any]) -> dict[str, str]:
+    """Hashes of what a run begins with, which must be the same when it is resumed."""
+    return {
+        "the base model": base_hash,
+        "the model to start from": start.get("hash", ""),
+        "the training sequences": data.train.content_hash(),
+        "the evaluation sequences": data.eval.content_hash(),
+    }
 
 
 def _make_learner(

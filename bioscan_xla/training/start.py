@@ -15,14 +15,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from ..encode.fingerprint import hash_tensors
-from ..encode.model_files import adapter_reading, check_safetensors, read_json, resolve_base
+from ..encode.model_files import (
+    TRAINED,
+    adapter_reading,
+    check_safetensors,
+    read_json,
+    resolve_base,
+)
 from ..errors import ConfigError, ModelError, first_line
 from ..options import FinetuneConfig
 from ..reads.labels import LabelSpace
 from .classifier import TaxonomyClassifier, check_model_folder
-
-TRAINED = "trained.json"
-"""File of a model folder: what it was trained on, in numbers."""
 
 ADAPTER = "adapter/adapter_model.safetensors"
 HEADS = "heads.safetensors"
