@@ -159,3 +159,29 @@ def test_a_model_changed_in_place_does_not_go_on(data, tuned, tmp_path, file):
         (model / file).unlink()
     with pytest.raises(ConfigError, match="heads: the folder has"):
         run_classification_pipeline(*run, **options)
+
+
+def test_another_taxonomy_and_an_unknown_strand_are_told(data, tuned, tmp_path, caplog):
+    folder, _ = data
+    rows = pq.read_table(folder / "reference.parquet").to_pylist()
+    references = {
+        "same": rows,
+        "gaps": [row | {"order": None} for row in rows],
+        "other": [row | {"kingdom": "Metazoa"} for row in rows],
+    }
+    for name, changed in references.items():
+        caplog.clear()
+        path = tmp_path / f"{name}.parquet"
+        pq.write_table(
+            pa.Table.from_pylist(changed, schema=pq.read_schema(folder / "reference.parquet")), path
+        )
+        options = {"model": str(tuned), "method": "both", "num_trials": 0, "device": "cpu"}
+        run_classification_pipeline(
+            str(folder / "asv.fasta"), str(path), str(tmp_path / name), **options
+        )
+        assert ("names have other ancestors in the model" in caplog.text) == (name == "other")
+        assert "the strand of a sequence is not found" not in caplog.text
+    assert "phylum Chordata: Animalia in the model, Metazoa in the reference" in caplog.text
+    options |= {"method": "heads"}
+    run_classification_pipeline(str(folder / "asv.fasta"), "", str(tmp_path / "none"), **options)
+    assert "the strand of a sequence is not found" in caplog.text

@@ -71,6 +71,11 @@ def open_namer(
     if heads and reference.ids:
         check_names(heads, reference.lineages, config.model or "", reference.name)
     encoder, reference = prepare_vectors(config, reference, encoder)
+    if encoder and not reference.ids and encoder.strands == "given" and config.strand == "both":
+        log.warning(
+            "without a reference the strand of a sequence is not found, and each is named as it "
+            "is given; pass --reference, or --strand minus for sequences on the other strand"
+        )
     namer = Namer(
         reference,
         num_candidates=config.num_candidates,

@@ -8,7 +8,8 @@ left out and counted; the content hash depends on ids, sequences and lineages al
 import hashlib
 import logging
 import os
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,8 +18,8 @@ import numpy as np
 from ..errors import InputError, TableError
 from ..reads.files import metadata_schema
 from ..reads.inputs import expand_inputs, is_remote
-from ..reads.labels import UNKNOWN, Conflict
-from ..reads.lineages import RANKS, Lineage
+from ..reads.labels import UNKNOWN, Conflict, compatible
+from ..reads.lineages import RANKS, Lineage, known_lineage
 from ..reads.raw import ReadOptions
 from ..reads.records import clean_sequences, read_chunks
 from ..table.neighbours import open_table, read_fingerprint, vectors_of
@@ -125,6 +126,7 @@ def load_reference(
         ids, sequences, lineages = _from_files(reference, columns or {}, header_taxonomy)
     classes = heads.lineages() if heads else []
     tree, all_leaves, conflicts = build_tree([*lineages, *classes])
+    _warn_of_other_places(conflicts, lineages, classes, reference)
     leaves, class_leaves = all_leaves[: len(ids)], all_leaves[len(ids) :]
     kept = np.flatnonzero(leaves != UNKNOWN)
     num_left_out = len(ids) - len(kept)
@@ -156,6 +158,51 @@ def load_reference(
     if vectors is not None:
         result = result.with_vectors(vectors[kept], fingerprint or {})
     return result
+
+
+def _warn_of_other_places(
+    conflicts: Sequence[Conflict],
+    lineages: Sequence[Lineage],
+    classes: Sequence[Lineage],
+    reference: str,
+) -> None:
+    """Tell of names whose ancestors in the heads are never those in the reference.
+
+    They are two nodes of the tree, so that the heads' share and the votes do not add up.
+    """
+    if not classes:
+        return
+    keys = {(RANKS.index(item.rank), item.name) for item in conflicts}
+    theirs, ours = (_ancestors_of(keys, side) for side in (lineages, classes))
+    apart = [
+        key
+        for key in sorted(theirs.keys() & ours.keys())
+        if not any(compatible(a, b) for a in ours[key] for b in theirs[key])
+    ]
+    if apart:
+        rank, name = apart[0]
+        chains = [";".join(text or "?" for text in next(iter(s[apart[0]]))) for s in (ours, theirs)]
+        log.warning(
+            "%d names have other ancestors in the model than in %s, such as the %s %s: %s in the "
+            "model, %s in the reference. There heads and references do not support each other; "
+            "take one taxonomy for both",
+            len(apart),
+            reference,
+            RANKS[rank],
+            name,
+            *chains,
+        )
+
+
+def _ancestors_of(
+    keys: Set[tuple[int, str | None]], lineages: Sequence[Lineage]
+) -> dict[tuple[int, str | None], set[Lineage]]:
+    """For each rank and name that occurs in lineages, its chains of ancestors."""
+    found: dict[tuple[int, str | None], set[Lineage]] = defaultdict(set)
+    for names in map(known_lineage, set(lineages)):
+        for key in keys & set(enumerate(names)):
+            found[key].add(names[: key[0]])
+    return found
 
 
 def _hash(ids: Sequence[str], sequences: Sequence[str], lineages: Sequence[Lineage]) -> str:
