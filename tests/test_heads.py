@@ -9,7 +9,7 @@ import pytest
 
 from bioscan_xla import run_classification_pipeline, run_finetuning_pipeline
 from bioscan_xla.classification.journal import read_rows
-from bioscan_xla.errors import BioscanError, ConfigError
+from bioscan_xla.errors import BioscanError, ConfigError, ModelError
 from bioscan_xla.reads.lineages import RANKS
 
 
@@ -185,3 +185,17 @@ def test_another_taxonomy_and_an_unknown_strand_are_told(data, tuned, tmp_path, 
     options |= {"method": "heads"}
     run_classification_pipeline(str(folder / "asv.fasta"), "", str(tmp_path / "none"), **options)
     assert "the strand of a sequence is not found" in caplog.text
+
+
+@pytest.mark.parametrize("other", [{"pooling": "cls"}, {"layer": 1}, {"frames": 6}])
+def test_heads_are_not_read_behind_another_pooling(tuned, other):
+    from bioscan_xla.classification.opening import open_namer
+    from bioscan_xla.encode.encoder import load_encoder
+    from bioscan_xla.encode.runtime import open_device
+    from bioscan_xla.options import ClassifyConfig
+
+    device = open_device("cpu", "float32")
+    config = ClassifyConfig(input="x.fasta", model=str(tuned), method="heads")
+    open_namer(config, load_encoder(device=device, adapter=str(tuned), layer=2))  # the last
+    with pytest.raises(ModelError, match=f"with {next(iter(other))} "):
+        open_namer(config, load_encoder(device=device, adapter=str(tuned), **other))

@@ -10,6 +10,7 @@ pytest.importorskip("fastapi", reason="fastapi is not installed: pip install 'bi
 from bioscan_xla.classify import run_classification_pipeline
 from bioscan_xla.embed import run_embedding_pipeline
 from bioscan_xla.errors import InputError
+from bioscan_xla.reference import main as main_of_reference
 from bioscan_xla.sample import write_sample
 from bioscan_xla.table.neighbours import open_table
 
@@ -73,6 +74,20 @@ def test_jobs_do_what_the_commands_do(model_folder, data, tmp_path):
     wanted = pq.read_table(tmp_path / "named/classified.parquet").drop_columns(["vector", "hits"])
     found = pq.read_table(data / "names/classified.parquet").drop_columns(["vector", "hits"])
     assert found.drop_columns("novelty_trust").equals(wanted.drop_columns("novelty_trust"))
+
+
+def test_jobs_of_a_whitening_server_embed_as_the_command_does(model_folder, data, tmp_path):
+    """The table of a job has the transform that it has itself, by default none."""
+    options = {"model": model_folder, "device": "cpu", "dtype": "float32"}
+    served, output = tmp_path / "db", data / "new.db"
+    run_embedding_pipeline(str(data / "reads.parquet"), str(served), **options)
+    assert main_of_reference(["center", str(served)]) == 0
+    jobs = {"job_roots": [str(data)], "jobs_folder": str(tmp_path / "jobs"), "num_trials": 0}
+    with running(reference=str(served), reference_table="centered", **jobs) as it:
+        body = {"kind": "embed", "input": str(data / "reads.parquet"), "output": str(output)}
+        job = ended(it.client, it.post("jobs", **body).json()["id"])
+        assert (job["status"], job["error"]) == ("completed", None)
+    assert rows(output)[0].equals(rows(served)[0])
 
 
 def test_a_job_is_cancelled_and_what_it_did_stays(model_folder, data, tmp_path):

@@ -11,7 +11,7 @@ import logging
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -99,9 +99,18 @@ def _load(config: ClassifyConfig, reference: Reference) -> "Encoder":
 def _check_heads(model: str, encoder: "Encoder") -> None:
     """Refuse to read heads in another way than they were trained."""
     from ..encode.model_files import adapter_reading
+    from ..training.classifier import POOLING
 
-    trained = {"frames": 1, "strands": "given"} | adapter_reading(model)
-    read = {"frames": encoder.frames, "strands": encoder.strands}
+    trained: dict[str, Any] = {"frames": 1, "strands": "given"} | adapter_reading(model)
+    trained |= {"pooling": POOLING, "layer": "-1"}
+    made = encoder.fingerprint
+    is_last = made["layer"] == str(encoder.model.config.num_hidden_layers)
+    read = {
+        "frames": encoder.frames,
+        "strands": encoder.strands,
+        "pooling": encoder.pooling,
+        "layer": "-1" if is_last else made["layer"],
+    }
     for word, value in read.items():
         if value != trained[word]:
             raise ModelError(

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from ..encode import runtime
-from ..encode.encoder import SAMPLE, Encoder, load_encoder
+from ..encode.encoder import SAMPLE, Encoder, load_encoder, with_transform
 from ..encode.model_files import resolve_base
 from ..errors import ConfigError, InputError
 from ..options import EmbedConfig
@@ -69,9 +69,11 @@ def embed(
             by default a bar shows them.
     """
     if encoder is not None:
-        return _embed(
-            config, encoder.device.kind, lambda *_, **__: encoder, commit_by_time, stop, on_progress
-        )
+
+        def given(*_: Any, transform: str | None, **__: Any) -> Encoder:
+            return with_transform(encoder, transform)  # that of the table, if it has one
+
+        return _embed(config, encoder.device.kind, given, commit_by_time, stop, on_progress)
     name, revision = resolve_base(config.model, config.revision, config.adapter)
     config = replace(config, model=name, revision=revision)
     with _engine(config) as (kind, load):

@@ -306,12 +306,19 @@ def _embed_row(encoder: Encoder, sequences: Sequence[str]) -> torch.Tensor:
     return encoder.trace(row)[0]
 
 
-def with_transform(encoder: Encoder, path: str) -> Encoder:
-    """The encoder followed by a transform from a file.
+def with_transform(encoder: Encoder, path: str | None) -> Encoder:
+    """The encoder followed by a transform from a file, in place of its own; by none without one.
 
     Raises:
         ModelError: the file is missing or damaged, or is for vectors of another length.
     """
+    plain = {
+        key: value
+        for key, value in encoder.fingerprint.items()
+        if key not in ("transform", "transform_file")
+    }
+    if path is None:
+        return replace(encoder, transform=None, fingerprint=plain)
     loaded = load_transform(path)
     if len(loaded.mean) != encoder.hidden:
         raise ModelError(
@@ -319,7 +326,7 @@ def with_transform(encoder: Encoder, path: str) -> Encoder:
             f"{encoder.hidden}; take the model that made the table"
         )
     marks = {"transform": loaded.mark, "transform_file": path}
-    return replace(encoder, transform=loaded, fingerprint=encoder.fingerprint | marks)
+    return replace(encoder, transform=loaded, fingerprint=plain | marks)
 
 
 def transformed_alike(encoder: Encoder, made_by: Mapping[str, str]) -> Encoder:
