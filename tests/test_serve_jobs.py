@@ -11,7 +11,7 @@ from bioscan_xla.classify import run_classification_pipeline
 from bioscan_xla.embed import run_embedding_pipeline
 from bioscan_xla.errors import InputError
 from bioscan_xla.reference import main as main_of_reference
-from bioscan_xla.sample import write_sample
+from bioscan_xla.sample import write_model, write_sample
 from bioscan_xla.table.neighbours import open_table
 
 from .serving import running, until
@@ -106,6 +106,38 @@ def test_a_job_is_cancelled_and_what_it_did_stays(model_folder, data, tmp_path):
         assert it.post("embeddings", input="ACGTTGCA" * 8).status_code == 200
 
 
+def test_the_model_of_a_job_is_kept_until_the_job_has_ended(
+    model_folder, data, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("BIOSCAN_ADMIN_KEY", "boss")
+    admin = {"authorization": "Bearer boss"}
+    write_model(tmp_path / "new", hidden=64, layers=1, heads=4, seed=5)
+    jobs = {"job_roots": [str(data)], "jobs_folder": str(tmp_path / "jobs")}
+    body = {"kind": "embed", "input": str(data), "output": str(data / "kept.db")}
+    with running(model=model_folder, name="m", **jobs) as it:
+        (old,) = it.client.get("/v1/models").json()["data"]
+        with it.busy_device():
+            job = it.post("jobs", **body).json()["id"]
+        ended(it.client, job)
+        load = {"name": "m", "model": str(tmp_path / "new")}
+        new = it.client.post("/v1/models", json=load, headers=admin).json()
+        with it.busy_device():
+            again = it.post("jobs", **body, model=old["id"]).json()["id"]
+            refused = it.client.delete(f"/v1/models/{old['id']}", headers=admin)
+            assert (refused.status_code, refused.json()["error"]["code"]) == (409, "model_in_use")
+            waits = it.post("jobs", **body | {"output": str(data / "b.db")}).json()
+            assert waits["model"] == new["id"]
+        assert ended(it.client, again)["status"] == "completed"
+        assert it.client.delete(f"/v1/models/{old['id']}", headers=admin).status_code == 200
+        ended(it.client, waits["id"])
+        path = tmp_path / "jobs" / f"{waits['id']}.json"
+    path.write_text(path.read_text().replace('"completed"', '"running"'))  # as after a kill
+    with running(model=model_folder, name="m", **jobs) as it:  # the newer one was loaded later
+        told = ended(it.client, waits["id"])
+        assert told["status"] == "failed"
+        assert f"{new['id']}, is not served any more; load it" in told["error"]
+
+
 def test_without_roots_there_are_no_jobs(model_folder, data, tmp_path):
     with running(model=model_folder, jobs_folder=str(tmp_path / "jobs")) as it:
         body = {"kind": "embed", "input": str(data), "output": str(data / "x.db")}
@@ -124,8 +156,7 @@ def test_a_server_that_ends_leaves_its_job_to_the_next(model_folder, data, tmp_p
     (described,) = (tmp_path / "jobs").glob("job_*.json")
     assert json.loads(described.read_text())["status"] == "queued"
     with running(model=model_folder, name="renamed", **jobs) as it:
-        failed = ended(it.client, job)  # its model is not served any more
-        assert (failed["status"], "no model" in failed["error"]) == ("failed", True)
+        assert ended(it.client, job)["status"] == "completed"  # the same model
 
 
 def test_a_damaged_description_is_named(model_folder, data, tmp_path):

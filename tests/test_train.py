@@ -181,6 +181,9 @@ def test_what_a_run_began_with_may_not_change_in_its_place(options, tmp_path):
     with pytest.raises(ConfigError, match="the model to start from: the content changed"):
         finetune(FinetuneConfig(**second))
 
+    with pytest.raises(ConfigError, match="write over the model"):
+        FinetuneConfig(**second | {"output": f"{start}/"})
+
     write_model(base, hidden=64, layers=2, heads=4, seed=9)
     with pytest.raises(ConfigError, match="the base model: the content changed"):
         finetune(FinetuneConfig(**first | {"learning_rate": 5e-4}))

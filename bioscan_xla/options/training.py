@@ -2,6 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass
+from pathlib import Path
 
 from ..errors import ConfigError
 from ..reads.lineages import HEADER_STYLES, RANKS
@@ -243,6 +244,11 @@ class FinetuneConfig:
                 "rank_weights must be seven numbers of at least 0, kingdom to species"
             )
         check_positive(self, ["learning_rate", "checkpoint_minutes", "max_grad_norm"])
+        if self.start and Path(self.start).resolve() == Path(self.output).resolve():
+            raise ConfigError(
+                f"start and output are both {self.output}, and the run would write over the model "
+                "that it starts from; name another --output"
+            )
 
     @property
     def frames_read(self) -> int:

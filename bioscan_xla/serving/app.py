@@ -198,6 +198,7 @@ def _add_models(app: FastAPI, service: Service) -> None:
     async def drop(model: str, request: Request) -> Response:
         """Drop a version that is no longer current; needs the admin key."""
         _check_admin(request)
+        service.jobs.check_unused(service.versions.find(model))
         version = service.versions.drop(model)
         return answer({"id": version.id, "object": "model", "deleted": True})
 

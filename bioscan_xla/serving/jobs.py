@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import BioscanError, InputError, first_line
+from ..errors import BioscanError, InputError, ModelError, first_line
 from ..options import EmbedConfig
 from ..stopping import Stop
 from .refusals import Refused
@@ -165,6 +165,16 @@ class Jobs:
         """All jobs, the newest first."""
         return list(reversed(self._jobs.values()))
 
+    def check_unused(self, version: Version) -> None:
+        """Refused, 409, if a job that has not ended is to be done with this version."""
+        for job in list(self._jobs.values()):
+            if job.told.model == version.id and job.told.status in ("queued", "running"):
+                raise Refused(
+                    409,
+                    "model_in_use",
+                    f"{version.id} is needed by {job.told.id}; wait for it or cancel it first",
+                )
+
     def cancel(self, name: str) -> Job:
         """Stop a job; what it has done stays."""
         job = self.find(name)
@@ -211,7 +221,7 @@ class Jobs:
                 self._settle(job, status)
 
     def _work(self, job: Job) -> dict[str, Any]:
-        version = self._versions.find(job.told.model)
+        version = self._version_of(job)
         if job.told.kind == "embed":
             from ..embedding.run import embed
 
@@ -224,6 +234,20 @@ class Jobs:
             raise Refused(400, "no_reference", opened)
         config_of = replace(opened.config, input=job.told.input, output=job.told.output)
         return classify(config_of, opened=opened, stop=job.stop, on_progress=job.report)
+
+    def _version_of(self, job: Job) -> Version:
+        """The version of the job, or the same model under another name."""
+        try:
+            return self._versions.find(job.told.model)
+        except Refused as error:
+            mark = job.told.model.rpartition("@")[2]
+            for version in self._versions.all():
+                if version.id.rpartition("@")[2] == mark:
+                    return version
+            raise ModelError(
+                f"the model of the job, {job.told.model}, is not served any more; load it, then "
+                "post the job again: it goes on where it stopped"
+            ) from error
 
     def _settle(self, job: Job, status: str) -> None:
         job.told.status = status

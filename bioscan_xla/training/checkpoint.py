@@ -263,7 +263,7 @@ class Checkpoints:
         ]
         if LabelSpace.load(folder / "labels.json") != self._labels:
             lines.append("  the label space: the training sequences are not the same")
-        elif (folder / _ORIGIN).is_file():  # older ones have none
+        elif not lines and (folder / _ORIGIN).is_file():  # older ones have none
             before = json.loads((folder / _ORIGIN).read_text())
             changed = [name for name, value in self._origin.items() if before.get(name) != value]
             lines += [f"  {name}: the content changed" for name in changed]
