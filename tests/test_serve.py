@@ -347,6 +347,7 @@ def test_new_version_under_load(model_folder, tmp_path, monkeypatch, encoder):
         threads = [threading.Thread(target=ask) for _ in range(4)]
         for thread in threads:
             thread.start()
+        until(lambda: len(answers) > 4)  # by the old one
         admin = {"authorization": "Bearer boss"}
         body = {"name": "m", "model": str(tmp_path / "new")}
         wrong = it.client.post("/v1/models", json=body | {"model": "/no/where"}, headers=admin)
