@@ -199,3 +199,26 @@ def test_heads_are_not_read_behind_another_pooling(tuned, other):
     open_namer(config, load_encoder(device=device, adapter=str(tuned), layer=2))  # the last
     with pytest.raises(ModelError, match=f"with {next(iter(other))} "):
         open_namer(config, load_encoder(device=device, adapter=str(tuned), **other))
+
+
+@pytest.mark.parametrize("method", ["neighbours", "heads", "both"])
+def test_a_vector_that_is_not_finite_ends_no_run(data, tuned, tmp_path, monkeypatch, method):
+    from bioscan_xla.encode import inference
+
+    embed = inference.embed_sequences
+
+    def broken(encoder, sequences):
+        vectors = embed(encoder, sequences)
+        vectors[[text == queries[0][1] for text in sequences]] = np.nan
+        return vectors
+
+    folder, queries = data
+    monkeypatch.setattr(inference, "embed_sequences", broken)
+    options = {"model": str(tuned), "method": method, "num_trials": 0, "device": "cpu"}
+    run = (str(folder / "asv.fasta"), str(folder / "reference.parquet"), str(tmp_path / "out"))
+    result = run_classification_pipeline(*run, **options)
+    assert result["classified"] == len(queries)
+    rows = {row["sequence_id"]: row for row in read_rows(tmp_path / "out")}
+    by_words = queries[0][2][6] if method == "neighbours" else None
+    assert rows["q0"]["best_species"] == by_words
+    assert rows["q2"]["best_species"] == queries[2][2][6]

@@ -15,6 +15,7 @@ import numpy as np
 from ..options import ClassifyConfig
 from ..reads.lineages import RANKS
 from .calibration import Calibration, calibrate
+from .evidence import NO_HITS
 from .heads import check_names, load_heads
 from .leave_out import kept_trials
 from .naming import Named, Namer
@@ -133,7 +134,16 @@ def name_sequences(
     oriented = [namer.orient(sequence, strand) for sequence in distinct]
     texts, strands = [text for text, _ in oriented], [taken for _, taken in oriented]
     vectors = embed(texts) if embed is not None and distinct else None
+    broken = np.zeros(len(distinct), bool)
+    if vectors is not None:
+        broken = ~np.isfinite(vectors).all(axis=1)
+        vectors = np.where(broken[:, None], 0, vectors)  # no neighbours by vector, only by words
     named = namer.name_all(texts, strands, vectors)
+    if broken.any():
+        log.warning("the model gives no finite vector for %d sequences", broken.sum())
+        if namer.heads is not None:  # which read nothing else
+            for at in np.flatnonzero(broken):
+                named[at] = Named(texts[at], strands[at], NO_HITS, None, None)
     place = {sequence: at for at, sequence in enumerate(distinct)}
     which = [place[sequence] for sequence in sequences]
     return [named[at] for at in which], None if vectors is None else vectors[which]

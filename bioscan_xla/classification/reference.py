@@ -66,7 +66,11 @@ class Reference:
     class_leaves: np.ndarray | None = None
 
     def with_vectors(self, vectors: np.ndarray, fingerprint: dict[str, str]) -> "Reference":
-        """The same with vectors."""
+        """The same with vectors; one that is not finite is near to nothing."""
+        finite = np.isfinite(vectors).all(axis=1)
+        if not finite.all():
+            log.warning("%d references have no finite vector", (~finite).sum())
+            vectors = np.where(finite[:, None], vectors, 0)
         return replace(self, vectors=unit(vectors), fingerprint=fingerprint)
 
 
