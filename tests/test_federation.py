@@ -341,6 +341,19 @@ def test_what_leaves_a_site(steps, records):
     assert not any(row["dna_sequence"][:20].encode() in content for row in records)
 
 
+def test_sites_whose_hardware_takes_another_type_are_averaged(steps, tmp_path):
+    """Their default types differ; the base model and A are the same nevertheless."""
+    _, files, common, _ = steps
+    for number, dtype in enumerate(("float32", "bfloat16")):
+        options = common | {"dtype": dtype, "site": dtype, "output": str(tmp_path / dtype)}
+        train_site(SiteConfig(train=files[number], **options))
+    sites = [str(tmp_path / "float32"), str(tmp_path / "bfloat16")]
+    used, left_out = merge(
+        MergeConfig(sites=sites, output=str(tmp_path / "mean"), model=common["model"])
+    )
+    assert ([site.name for site in used], left_out) == (["bfloat16", "float32"], [])
+
+
 def test_a_site_that_was_stopped_goes_on_as_if_it_had_not_been(steps, tmp_path, monkeypatch):
     """The merged model is a start, too: what a resumed run shares is the same to the last bit."""
     folder, files, common, _ = steps

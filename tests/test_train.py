@@ -176,6 +176,13 @@ def test_what_a_run_began_with_may_not_change_in_its_place(options, tmp_path):
     with pytest.raises(ConfigError, match="the training sequences: the content changed"):
         finetune(FinetuneConfig(**second))
     pq.write_table(rows, train)
+    for place in (base, start, train):  # the same content under another name
+        shutil.move(place, place.with_name(f"moved-{place.name}"))
+    places = {"train": train, "model": base, "start": start}
+    moved = {key: str(place.with_name(f"moved-{place.name}")) for key, place in places.items()}
+    assert finetune(FinetuneConfig(**second | moved))["num_epochs"] == 1
+    for place in (base, start, train):
+        shutil.move(place.with_name(f"moved-{place.name}"), place)
 
     finetune(FinetuneConfig(**first | {"resume": False, "learning_rate": 5e-4}))
     with pytest.raises(ConfigError, match="the model to start from: the content changed"):

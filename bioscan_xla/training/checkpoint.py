@@ -30,7 +30,7 @@ from .step import Learner
 log = logging.getLogger(__name__)
 
 # Options that may change on resuming without changing the result.
-_PLACES = ("train", "eval", "taxonomy", "model", "start")  # options that name files
+_PLACES = ("train", "eval", "taxonomy", "model", "start")  # their content is compared
 _FREE = (
     "output",
     "checkpoint_minutes",
@@ -256,16 +256,18 @@ class Checkpoints:
         defaults = dataclasses.asdict(FinetuneConfig())
         ours = json.loads(json.dumps(dataclasses.asdict(self._config)))
         theirs = defaults | json.loads((folder / "config.json").read_text())
+        path = folder / _ORIGIN  # older ones have none
+        origin = json.loads(path.read_text()) if path.is_file() else None
+        free = (*_FREE, *_PLACES) if origin == self._origin else _FREE
         lines = [
             f"  {key}: the checkpoint has {theirs[key]!r}, this run has {value!r}"
             for key, value in ours.items()
-            if key not in _FREE and not _is_same(key, json.loads(json.dumps(theirs[key])), value)
+            if key not in free and not _is_same(key, json.loads(json.dumps(theirs[key])), value)
         ]
         if LabelSpace.load(folder / "labels.json") != self._labels:
             lines.append("  the label space: the training sequences are not the same")
-        elif not lines and (folder / _ORIGIN).is_file():  # older ones have none
-            before = json.loads((folder / _ORIGIN).read_text())
-            changed = [name for name, value in self._origin.items() if before.get(name) != value]
+        elif not lines and origin is not None:
+            changed = [name for name, value in self._origin.items() if origin.get(name) != value]
             lines += [f"  {name}: the content changed" for name in changed]
         if lines:
             raise ConfigError(

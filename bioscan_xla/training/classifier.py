@@ -164,6 +164,8 @@ def attach_adapter(
         for name, parameter in tuned.named_parameters():
             if is_drawn(name):
                 parameter.requires_grad = False
+                # PEFT rounds it to the type of the base model, which sites may load in another.
+                parameter.data = parameter.data.bfloat16().float()
     return tuned
 
 
