@@ -104,6 +104,18 @@ def test_renamed_missing_and_kept_columns(tmp_path):
         metadata_schema([path], ReadOptions(keep=("cruise",)))
 
 
+def test_one_column_of_the_file_may_be_several_of_the_table(tmp_path):
+    path = write(
+        tmp_path / "a.parquet",
+        {"otu": ["a"], "dna_sequence": [GOOD], "taxon": ["Osedax"], "depth_m": [7.5]},
+    )
+    columns = {"sequence_id": "otu", "genus": "taxon", "family": "taxon", "depth": "depth_m"}
+    (chunk,), error = read(path, options=ReadOptions(columns=columns, keep=("depth_m", "otu")))
+    assert error is None
+    (row,) = chunk.metadata.select(["genus", "family", "depth", "depth_m", "otu"]).to_pylist()
+    assert [*row.values()] == ["Osedax", "Osedax", 7.5, 7.5, "a"]
+
+
 @pytest.mark.parametrize(
     "options",
     [{"columns": {"dna": "x"}}, {"keep": ("vector",)}, {"header_taxonomy": "greengenes"}],

@@ -68,6 +68,24 @@ def test_restore_only_where_the_table_is_gone(tmp_path):
     assert not restore(tmp_path / "absent", tmp_path / "new", "embeddings")
 
 
+def test_restoring_one_table_leaves_the_others_as_they_are(tmp_path):
+    store = make(tmp_path / "db")
+    fill(store, 0, 5)
+    fill(make(tmp_path / "db", "other"), 0, 3)
+    transform = tmp_path / "db" / "other.transform.safetensors"
+    transform.write_text("of the copy")
+    copy_database(tmp_path / "db", tmp_path / "drive")
+    fill(store, 5, 5)
+    (tmp_path / "db" / "rejected.parquet").write_text("newer")
+    (tmp_path / "drive" / "rejected.parquet").write_text("older")
+    transform.write_text("of a later table")
+    shutil.rmtree(tmp_path / "db" / "other.lance")
+    assert restore(tmp_path / "drive", tmp_path / "db", "other")
+    assert (rows(tmp_path / "db"), rows(tmp_path / "db", "other")) == (10, 3)
+    assert (tmp_path / "db" / "rejected.parquet").read_text() == "newer"
+    assert transform.read_text() == "of the copy"
+
+
 def test_a_mirror_that_holds_more_or_another_table_is_refused(tmp_path):
     kept = make(tmp_path / "db")
     fill(kept, 0, 5)

@@ -60,6 +60,46 @@ def test_a_file_that_changed_is_another_and_is_told(tmp_path, options, caplog):
     assert len(sources(db)) == 2
 
 
+def test_a_record_that_was_mended_is_embedded(tmp_path, options):
+    path, db = tmp_path / "reads.fasta", str(tmp_path / "db")
+    path.write_text(f">a\n{sequence_of(1)}\n>b\nACGTEFG\n")
+    run_embedding_pipeline(str(path), db, **options)
+    path.write_text(f">a\n{sequence_of(1)}\n>b\n{sequence_of(2)}\n")
+    result = run_embedding_pipeline(str(path), db, **options)
+    assert result["rejected"] == {"id_seen_before": 1}
+    assert stored(db) == {"a": 1, "b": 1}
+
+
+def test_a_repeat_counts_once_what_it_repeats_is_gone(tmp_path, options):
+    db, reads = str(tmp_path / "db"), tmp_path / "reads"
+    reads.mkdir()
+    (reads / "1.fasta").write_text(f">a\n{sequence_of(1)}\n>b\nACGTEFG\n")
+    (reads / "2.fasta").write_text(f">a\n{sequence_of(1)}\n>b\n{sequence_of(2)}\n")
+    run_embedding_pipeline(str(reads), db, **options)
+    assert run_embedding_pipeline(str(reads), db, **options)["sequences_processed"] == 0
+    (reads / "1.fasta").unlink()
+    assert run_embedding_pipeline(str(reads), db, **options)["embeddings_generated"] == 1
+    assert run_embedding_pipeline(str(reads), db, **options)["sequences_processed"] == 0
+    assert stored(db) == {"a": 1, "b": 1}
+    assert [item["sequence_id"] for item in rejected(db)] == ["b", "a"]
+
+
+def test_files_added_later_fit_the_kept_columns_of_the_table(tmp_path, options):
+    db = str(tmp_path / "db")
+    kinds = [pa.array([1], pa.int64()), pa.array([2], pa.int32()), pa.nulls(1)]
+    for number, kind in enumerate(kinds):
+        columns = {"sequence_id": [f"s{number}"], "dna_sequence": [sequence_of(number)]}
+        path = write(tmp_path / f"{number}.parquet", columns | {"station": kind})
+        run_embedding_pipeline(path, db, keep=["station"], **options)
+    (tmp_path / "3.fasta").write_text(f">s3\n{sequence_of(3)}\n")
+    run_embedding_pipeline(str(tmp_path / "3.fasta"), db, keep=["station"], **options)
+    found = open_table(db).to_arrow().sort_by("sequence_id")["station"]
+    assert found.to_pylist() == [1, 2, None, None]
+    path = write(tmp_path / "4.parquet", columns | {"station": [1.5]})
+    with pytest.raises(TableError, match="column station: the table has int64"):
+        run_embedding_pipeline(path, db, keep=["station"], **options)
+
+
 def test_two_files_of_one_name_and_a_copy(tmp_path, options, caplog):
     for number, folder in enumerate("xyz"):
         (tmp_path / folder).mkdir()

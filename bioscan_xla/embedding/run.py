@@ -31,7 +31,7 @@ from ..reads.records import join_failures, read_chunks, stop_at
 from ..reads.shares import Share
 from ..stopping import Stop, stop_on_signal
 from ..table.mirror import Mirror, check_mirror, restore
-from ..table.neighbours import recorded_revision, recorded_transform
+from ..table.neighbours import recorded_revision, recorded_schema, recorded_transform
 from ..table.rows import table_schema
 from ..table.store import Store
 from .pipeline import run
@@ -112,11 +112,11 @@ def _embed(
     names, unreadable = name_inputs(config.input)
     sources = list(names)
     reading = read_options(config, min(_CHUNK_ROWS[kind], config.commit_rows))
-    schema = metadata_schema(sources, reading)
     share = Share(config.process_index, config.process_count)
     if unreadable and share.count > 1:
         raise stop_at(join_failures(unreadable), share)
     mirror = _open_mirror(config)
+    schema = metadata_schema(sources, reading, recorded_schema(config.db, config.table))
     revision = config.revision or recorded_revision(config.db, config.table, config.model)
     encoder = load(
         config.model,
@@ -205,8 +205,8 @@ def _open_mirror(config: EmbedConfig) -> Mirror | None:
         raise ConfigError(f"mirror needs a local database, but db is {config.db}; remove mirror")
     if Path(config.mirror).resolve() == Path(config.db).resolve():
         raise ConfigError("mirror and db are the same folder; name another for the copy")
-    restore(config.mirror, config.db, config.table)
     check_mirror(config.db, config.mirror)
+    restore(config.mirror, config.db, config.table)
     return Mirror(config.db, config.mirror)
 
 

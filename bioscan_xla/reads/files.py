@@ -29,15 +29,42 @@ def count_rows(sources: Sequence[str]) -> int | None:
         return None  # reading this file will report it
 
 
-def metadata_schema(sources: Sequence[str], options: ReadOptions) -> pa.Schema:
+def metadata_schema(
+    sources: Sequence[str], options: ReadOptions, table: pa.Schema | None = None
+) -> pa.Schema:
     """Schema of the metadata columns: ranks, depth and position, kept columns.
+
+    Args:
+        sources: files.
+        options: which columns are kept.
+        table: schema of a table that gets the records; a kept column has the type it has there,
+            if that holds the values of every file.
 
     Raises:
         InputError: a kept column is missing, or its types in two files have no common type.
     """
     fields = [pa.field(rank, pa.string()) for rank in RANKS]
     fields += [pa.field(name, pa.float64()) for name in POSITIONS]
-    return pa.schema(fields + _kept_fields(sources, options.keep))
+    return pa.schema(fields + [_fit(f, table) for f in _kept_fields(sources, options.keep)])
+
+
+def _fit(field: pa.Field, table: pa.Schema | None) -> pa.Field:
+    """A kept column in the type that it has in a table, if that holds it."""
+    there = table.field(field.name).type if table and field.name in table.names else None
+    if pa.types.is_null(field.type):  # no file has a value
+        return field.with_type(there or pa.string())
+    if there is None or there == field.type:
+        return field
+    kinds = [_plain(there), _plain(field.type)]
+    if all(pa.types.is_string(kind) or pa.types.is_large_string(kind) for kind in kinds):
+        return field.with_type(there)
+    try:
+        common = pa.unify_schemas(
+            [pa.schema([field.with_type(kind)]) for kind in kinds], promote_options="permissive"
+        )
+    except pa.ArrowException:
+        return field  # the table refuses it
+    return field.with_type(there) if common.field(0).type == kinds[0] else field
 
 
 def _kept_fields(sources: Sequence[str], keep: Sequence[str]) -> list[pa.Field]:
@@ -55,7 +82,7 @@ def _kept_fields(sources: Sequence[str], keep: Sequence[str]) -> list[pa.Field]:
         else:
             common = _unify(common, own, first, source)
     if common is None:
-        return [pa.field(name, pa.string()) for name in keep]
+        return [pa.field(name, pa.null()) for name in keep]
     return list(common)
 
 

@@ -101,7 +101,7 @@ def check_columns(source: str, schema: pa.Schema, options: ReadOptions) -> dict[
     """Check every column that will be read, before reading any row.
 
     Returns:
-        The file's name and ours of each metadata column that the file has.
+        Our name and the file's of each metadata column that the file has.
 
     Raises:
         InputError: a column is missing, duplicated, or of an unusable type.
@@ -120,11 +120,11 @@ def check_columns(source: str, schema: pa.Schema, options: ReadOptions) -> dict[
         )
     require_columns(source, schema, list(options.columns.values()), "columns")
     require_columns(source, schema, options.keep, "keep")
-    wanted = {options.name(name): name for name in (*RANKS, *POSITIONS)}
+    wanted = {name: options.name(name) for name in (*RANKS, *POSITIONS)}
     wanted |= {name: name for name in options.keep}
-    wanted = {theirs: our for theirs, our in wanted.items() if theirs in schema.names}
-    _refuse_doubled(source, schema, [*ours.values(), *wanted])
-    for theirs, our in [*((theirs, our) for our, theirs in ours.items()), *wanted.items()]:
+    wanted = {our: theirs for our, theirs in wanted.items() if theirs in schema.names}
+    _refuse_doubled(source, schema, [*ours.values(), *wanted.values()])
+    for our, theirs in (ours | wanted).items():
         if our not in options.keep:
             _check_type(source, schema.field(theirs), our)
     _mention_unread(schema, wanted)
@@ -159,8 +159,8 @@ def is_text(kind: pa.DataType) -> bool:
 
 def _mention_unread(schema: pa.Schema, wanted: dict[str, str]) -> None:
     """Log which columns are probably ranks or positions under another name."""
-    absent = [our for our in (*RANKS, *POSITIONS) if our not in wanted.values()]
-    free = [name for name in schema.names if name not in wanted]
+    absent = [our for our in (*RANKS, *POSITIONS) if our not in wanted]
+    free = [name for name in schema.names if name not in wanted.values()]
     by_case = {name.lower(): name for name in free}
     alike = [f"{our}={by_case[our]}" for our in absent if our in by_case]
     if alike:
@@ -188,7 +188,7 @@ def read_parquet(
             continue
         end = first_row + num_rows
         is_mine = is_wanted(first_row, num_rows)
-        columns = [id_name, sequence_name, *wanted] if is_mine else [id_name]
+        columns = [id_name, sequence_name, *wanted.values()] if is_mine else [id_name]
         try:
             # With threads, Arrow hangs on some damaged pages.
             batches = file.iter_batches(options.chunk_rows, [group], columns, use_threads=False)
@@ -230,7 +230,7 @@ def _from_batch(
     ids = as_text(batch[id_name]).to_pylist()
     if not is_mine:
         return Records(first_row, ids, None, pa.table({}))
-    columns = {our: _as_metadata(batch[theirs], our) for theirs, our in wanted.items()}
+    columns = {our: _as_metadata(batch[theirs], our) for our, theirs in wanted.items()}
     sequences = as_text(batch[sequence_name]).to_pylist()
     return Records(first_row, ids, sequences, pa.table(columns))
 

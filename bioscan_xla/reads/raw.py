@@ -67,7 +67,8 @@ def read_options(config: Any, chunk_rows: int = 1024) -> ReadOptions:
     """Reading options from a command's config: the fields that both have."""
     names = {item.name for item in fields(ReadOptions)} & {item.name for item in fields(config)}
     given = {name: getattr(config, name) for name in names}
-    return ReadOptions(**given | {"keep": tuple(given.get("keep", ()))}, chunk_rows=chunk_rows)
+    keep = tuple(dict.fromkeys(given.get("keep", ())))
+    return ReadOptions(**given | {"keep": keep}, chunk_rows=chunk_rows)
 
 
 @dataclass(frozen=True)

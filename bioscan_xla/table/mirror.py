@@ -18,26 +18,37 @@ from pathlib import Path
 from ..errors import TableError
 from ..reads.inputs import UNFINISHED
 from .claim import CLAIM
+from .neighbours import TRANSFORM_SUFFIX
 
 log = logging.getLogger(__name__)
 
 _EVERY_SECONDS = 1800.0
 
 
-def copy_database(source: str | Path, destination: str | Path) -> int:
+def copy_database(
+    source: str | Path,
+    destination: str | Path,
+    is_wanted: Callable[[str], bool] = lambda name: True,
+) -> int:
     """Bring `destination` up to `source`; files already there are not copied again.
+
+    Args:
+        source: database folder.
+        destination: folder of the copy.
+        is_wanted: of the name of a file; what is not wanted stays as it is at the destination.
 
     Returns:
         Number of files copied.
     """
     source, destination = Path(source), Path(destination)
     # Manifests are listed first: all that they name exists already.
-    _, manifests = copy_order(_files(source))
-    others, _ = copy_order(_files(source))
+    _, manifests = copy_order(filter(is_wanted, _files(source)))
+    others, _ = copy_order(filter(is_wanted, _files(source)))
     copied = 0
     for name in [*others, *manifests]:
         copied += _copy_file(source / name, destination / name)
-    stale_others, stale_manifests = copy_order(set(_files(destination)) - {*others, *manifests})
+    there = set(filter(is_wanted, _files(destination)))
+    stale_others, stale_manifests = copy_order(there - {*others, *manifests})
     for name in [*stale_manifests, *stale_others]:
         table = name.split("/")[0]
         ours = table.endswith(".lance") and (source / table).is_dir()
@@ -135,20 +146,33 @@ def _copy_file(source: Path, destination: Path) -> bool:
 
 
 def restore(mirror: str | Path, database: str | Path, table: str) -> bool:
-    """Copy the mirror back if the local table is gone; True if that was done."""
-    there = Path(mirror) / f"{table}.lance" / "_versions"
-    here = Path(database) / f"{table}.lance" / "_versions"
-    if (here.is_dir() and any(here.iterdir())) or not (there.is_dir() and any(there.iterdir())):
+    """Copy the mirror back if the local table is gone; True if that was done.
+
+    Other tables that are gone come with it. Those that are here stay as they are: they may be
+    newer than their copies.
+    """
+    gone = {name for name in _tables(mirror) if name not in _tables(database)}
+    if f"{table}.lance" not in gone:
         return False
+
+    def is_wanted(name: str) -> bool:
+        owner = name.split("/")[0].replace(TRANSFORM_SUFFIX, ".lance")
+        return owner in gone or ("/" not in name and not Path(database, name).exists())
+
     log.info("restoring %s from its mirror %s", database, mirror)
     try:
-        copy_database(mirror, database)
+        copy_database(mirror, database, is_wanted)
     except OSError as error:
         raise TableError(
             f"{mirror}: the mirror could not be copied back to {database} ({error}); check both "
             "paths and the free space"
         ) from error
     return True
+
+
+def _tables(folder: str | Path) -> set[str]:
+    """Folders of the tables of a database that have a version."""
+    return {path.parts[-3] for path in Path(folder).glob("*.lance/_versions/*")}
 
 
 def check_mirror(database: str | Path, mirror: str | Path) -> None:

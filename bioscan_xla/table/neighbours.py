@@ -20,6 +20,7 @@ import pyarrow as pa
 from ..errors import TableError, first_line
 
 FINGERPRINT_KEY = b"bioscan_xla.fingerprint"
+TRANSFORM_SUFFIX = ".transform.safetensors"
 _QUERIES = 64  # per call, which reads the table once
 _EXACT_ROWS = 100_000  # up to here an exact search takes well under a second
 # Rows ranked again by exact distance, for each row asked for. Recall at 10 with 5, 10, 20: .956,
@@ -90,7 +91,7 @@ def read_fingerprint(table: Any) -> dict[str, str]:
 
 def transform_file(location: str) -> str:
     """Where the transform of a table is kept: beside it; `location` as `table.uri`."""
-    return location.rstrip("/").removesuffix(".lance") + ".transform.safetensors"
+    return location.rstrip("/").removesuffix(".lance") + TRANSFORM_SUFFIX
 
 
 def vectors_of(batch: pa.RecordBatch) -> np.ndarray:
@@ -98,6 +99,14 @@ def vectors_of(batch: pa.RecordBatch) -> np.ndarray:
     column = batch["vector"]
     values = column.flatten().to_numpy(zero_copy_only=False)
     return values.astype(np.float32).reshape(-1, column.type.list_size)
+
+
+def recorded_schema(uri: str, name: str) -> pa.Schema | None:
+    """Schema of a table; None if there is no such table yet."""
+    try:
+        return open_table(uri, name).schema
+    except TableError:
+        return None
 
 
 def recorded_revision(uri: str, name: str, model: str) -> str | None:

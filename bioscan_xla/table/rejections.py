@@ -2,12 +2,14 @@
 
 Input: rejections. Output: a Parquet file of source, row, id, code and reason, one for each process
 that writes. Invariants: the file is complete at all times. A record counts as done only under the
-rule by which it was read and, if the model was the cause, only for that model.
+rule by which it was read; if the model was the cause, only for that model; if an earlier record has
+its id, only as long as there is one.
 """
 
+import itertools
 import json
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 import fsspec
 import pyarrow as pa
@@ -63,15 +65,14 @@ class Rejections:
         self._filesystem, self._folder = fsspec.core.url_to_fs(uri)
         self._stem = "rejected" if table == "embeddings" else f"rejected-{table}"
         self._rule, self._model = rule, _mark_of(fingerprint or {})
+        self._sources = frozenset(sources)
+        self._free_ids = pa.array([], pa.string())
         self._path = f"{self._folder}/{self._name(process_index)}"
         self._table = _SCHEMA.empty_table()
         self._is_stale = False
         if self._filesystem.exists(self._path):
-            there = self._read(self._path)
-            ours = [source_key(name) in sources for name in there["source"].to_pylist()]
-            keep = pc.or_(self._holds(there), pc.invert(pa.array(ours, pa.bool_())))
-            self._table = there.filter(keep)
-            self._is_stale = len(self._table) < len(there)
+            self._table = self._read(self._path)
+            self._drop_stale()
 
     def add(self, rejections: Sequence[Rejection]) -> None:
         """Add to the file.
@@ -102,8 +103,37 @@ class Rejections:
             ) from error
         self._table, self._is_stale = table.combine_chunks(), False
 
+    def recheck_repeats(self, table_ids: Callable[[], Iterable[pa.Array]]) -> None:
+        """Let records be read again that repeat an id which no record has any more.
+
+        The record that had it may have been unusable and have gone with its file.
+
+        Args:
+            table_ids: gives the ids in the table, some at a time; called only if there are repeats.
+        """
+        done = self.done()
+        done = done.filter(self._is_ours(done))
+        is_repeat = pc.equal(done["code"], Code.ID_SEEN_BEFORE.value)
+        free = done.filter(is_repeat)["sequence_id"].unique()
+        taken = done.filter(pc.invert(is_repeat))["sequence_id"].combine_chunks()
+        for ids in itertools.chain([taken], table_ids() if len(free) else ()):
+            free = free.filter(pc.invert(pc.is_in(free, ids)))
+        self._free_ids = free
+        self._drop_stale()
+
+    def ids(self) -> list[str]:
+        """Ids of the rejected records of this run's sources, without those that repeat another's.
+
+        Where several write, the record that they repeat may be one that is still to be done, and
+        would then be lost. A file that is no longer read, because it was mended, takes no ids.
+        """
+        done = self.done()
+        first = pc.not_equal(done["code"], Code.ID_SEEN_BEFORE.value)
+        names = done.filter(pc.and_(first, self._is_ours(done)))["sequence_id"]
+        return names.drop_null().to_pylist()
+
     def done(self) -> pa.Table:
-        """Records rejected by all processes under this rule and, if it matters, by this model."""
+        """Records rejected by all processes that still count as done, see the invariants."""
         tables = [self._table]
         for path in self._filesystem.glob(f"{self._folder}/{self._stem}*.parquet"):
             name = path.rsplit("/", 1)[-1]
@@ -120,7 +150,20 @@ class Rejections:
             pc.not_equal(table["code"], Code.VECTOR_NOT_FINITE.value),
             pc.fill_null(pc.equal(table["model"], self._model), False),
         )
-        return pc.and_(same_rule, same_model)
+        is_repeat = pc.equal(table["code"], Code.ID_SEEN_BEFORE.value)
+        is_free = pc.is_in(table["sequence_id"], self._free_ids)
+        return pc.and_(pc.and_(same_rule, same_model), pc.invert(pc.and_(is_repeat, is_free)))
+
+    def _is_ours(self, table: pa.Table) -> pa.Array:
+        """For each row, whether its source is one that this run reads."""
+        ours = [source_key(name) in self._sources for name in table["source"].to_pylist()]
+        return pa.array(ours, pa.bool_())
+
+    def _drop_stale(self) -> None:
+        """Drop this process's records that must be checked again in this run."""
+        there = self._table
+        self._table = there.filter(pc.or_(self._holds(there), pc.invert(self._is_ours(there))))
+        self._is_stale |= len(self._table) < len(there)
 
     def _name(self, process_index: int) -> str:
         return f"{self._stem}{f'-{process_index}' if process_index else ''}.parquet"

@@ -146,6 +146,7 @@ class Store:
         known: set[str] = set()
         num_usable = 0
         self._num_own = self._count_own()
+        self.rejections.recheck_repeats(lambda: (b["sequence_id"] for b in self._scan_ids()))
         rejected = self.rejections.done()
         same_id = pc.equal(rejected["code"], Code.ID_SEEN_BEFORE.value)
         for batch, is_usable in (
@@ -171,16 +172,10 @@ class Store:
             )
 
     def ids(self) -> Iterator[list[str]]:
-        """All ids in the table and among the rejected, a few thousand at a time.
-
-        Not those rejected as seen before: where several write, the record that they repeat may be
-        one that is still to be done, and would then be lost.
-        """
-        for batch in self._scan(["sequence_id"], 1 << 14):
+        """All ids in the table and among the rejected of this run, a few thousand at a time."""
+        for batch in self._scan_ids():
             yield batch["sequence_id"].to_pylist()
-        rejected = self.rejections.done()
-        first = rejected.filter(pc.not_equal(rejected["code"], Code.ID_SEEN_BEFORE.value))
-        yield [name for name in first["sequence_id"].to_pylist() if name is not None]
+        yield self.rejections.ids()
 
     def _count_own(self) -> int:
         """Rows in the table that belong to this share."""
@@ -191,6 +186,9 @@ class Store:
             for batch in self._scan(["source", "row"])
             for source, rows in by_source(batch)
         )
+
+    def _scan_ids(self) -> pa.RecordBatchReader:
+        return self._scan(["sequence_id"], 1 << 14)
 
     def _scan(self, columns: list[str], batch_rows: int = 1 << 16) -> pa.RecordBatchReader:
         return self.table.search().select(columns).to_batches(batch_rows)
