@@ -3,13 +3,26 @@
 import dataclasses
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 
-from bioscan_xla.classification.calibration import GENUS, Trials, calibrate
+from bioscan_xla.classification.calibration import (
+    ALONE,
+    GENUS,
+    HIGHER_SHARES,
+    Trials,
+    calibrate,
+)
 from bioscan_xla.classification.evidence import RANK_FEATURES
 from bioscan_xla.classification.heads import HeadDecoder, fit_temperature, softmax
+from bioscan_xla.classification.leave_out import run_trials
+from bioscan_xla.classification.naming import Namer
+from bioscan_xla.classification.reference import load_reference
 from bioscan_xla.classification.tree import build_tree
 from bioscan_xla.reads.lineages import RANKS
+from bioscan_xla.sample import simulate
 from bioscan_xla.training.heldout import digest, read_heldout, write_heldout
 from bioscan_xla.training.metrics import calibration_error
 
@@ -35,7 +48,9 @@ def made_up(rng, num, novel_share, whole_share=0.0):
     new = np.zeros((num, len(RANKS)), bool)
     new[:, GENUS:] = novel[:, None]
     every = np.ones((num, len(RANKS)), bool)
-    return Trials(features, every, correct, new, every, np.full(num, 500), whole)
+    return Trials(
+        features, every, correct, new, every, np.full(num, 500), np.where(whole, GENUS, ALONE)
+    )
 
 
 @pytest.mark.parametrize("novel_share", [0.02, 0.2, 0.5])
@@ -70,6 +85,54 @@ def test_trials_are_mixed_to_the_expected_share_of_unknown_genera():
         weights = trials.weights(share)
         assert weights.sum() == pytest.approx(4000)
         assert weights[novel].sum() / 4000 == pytest.approx(share, abs=1e-6)
+
+
+def test_trials_without_the_family_have_their_share_of_the_unknown_genera():
+    trials = made_up(np.random.default_rng(2), 4000, 0.1, whole_share=0.5)
+    left_out = trials.left_out.copy()
+    left_out[:100] = RANKS.index("family")
+    novel = trials.novel.copy()
+    novel[:100, RANKS.index("family") :] = True
+    trials = dataclasses.replace(trials, left_out=left_out, novel=novel)
+    for share in (0.02, 0.4):
+        weights = trials.weights(share)
+        assert weights.sum() == pytest.approx(4000)
+        assert weights[novel[:, GENUS]].sum() / 4000 == pytest.approx(share, abs=1e-6)
+        expected = share * HIGHER_SHARES["family"]
+        assert weights[:100].sum() / 4000 == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_threshold_needs_more_than_a_few_right_names():
+    trials = made_up(np.random.default_rng(7), 60, 0.0)
+    all_right = np.ones_like(trials.correct)
+    few = dataclasses.replace(trials, correct=all_right, named=trials.named & False)
+    few.named[:10] = True
+    assert (calibrate(few, novel_share=0.0, precision=0.95).thresholds > 1).all()
+    few.named[:30] = True
+    assert (calibrate(few, novel_share=0.0, precision=0.95).thresholds == 0.5).all()
+
+
+def test_trials_leave_out_single_records_and_whole_taxa(tmp_path):
+    table = simulate(240, seed=5).filter(pc.field("dna_sequence") != "")
+    rows = table.to_pylist()
+    barcode = "ACGTTGCA" * 3 + "GATTACAGGCATCCA" * 8
+    shared = {rank: rows[0][rank] for rank in RANKS}
+    for number, species in enumerate(["Riftia a", "Riftia b"]):
+        row = {**rows[0], **shared, "sequence_id": f"shared{number}", "species": species}
+        rows.append({**row, "dna_sequence": barcode})
+    pq.write_table(pa.Table.from_pylist(rows, table.schema), tmp_path / "reference.parquet")
+    namer = Namer(load_reference(str(tmp_path / "reference.parquet")))
+    trials = run_trials(namer, 1000)
+    assert set(trials.left_out) >= {ALONE, *(RANKS.index(name) for name in HIGHER_SHARES)}
+    for rank in range(1, GENUS + 1):
+        of_rank = trials.left_out == rank
+        assert (trials.novel | ~trials.known)[of_rank, rank:].all()
+        assert not (trials.correct[of_rank, rank:] == 1).any()
+    # Identical to the sequence of another species, and named after it.
+    alone = trials.left_out == ALONE
+    identity = trials.features[:, -1, RANK_FEATURES.index("identity")]
+    assert (alone & (identity == 1) & (trials.correct[:, -1] == 0)).sum() == 1
+    assert trials.novel[alone, -1].any()
 
 
 def test_the_temperature_of_heads_that_are_too_sure_is_found():
@@ -122,7 +185,7 @@ def test_a_head_without_classes_gives_no_name(decoder):
 
 def test_a_genus_can_be_taken_from_the_heads(decoder):
     genus = decoder.tree.names[GENUS].index("G")
-    left = decoder.without(shares([0.9, 0.1], [0.5, 0.4, 0.1]), genus)
+    left = decoder.without(shares([0.9, 0.1], [0.5, 0.4, 0.1]), GENUS, genus)
     assert left[5].tolist() == pytest.approx([0, 1])
     assert left[6].tolist() == pytest.approx([0, 0, 1])
     assert left[4].tolist() == [1]

@@ -106,7 +106,7 @@ def test_heads_are_calibrated_on_what_the_model_was_not_trained_on(data, tuned, 
         device="cpu",
         dtype="float32",
     )
-    assert result["calibration_trials"] == 200
+    assert 150 <= result["calibration_trials"] <= 200  # kingdoms and the like cannot be left out
     rows = list(read_rows(tmp_path / "out"))
     assert result["contradictions"] == sum(row["contradiction"] for row in rows)
     if method != "argmax":
@@ -115,6 +115,24 @@ def test_heads_are_calibrated_on_what_the_model_was_not_trained_on(data, tuned, 
         confidence = [row[f"confidence_{rank}"] for rank in RANKS if row[f"best_{rank}"]]
         assert confidence == sorted(confidence, reverse=True)
         assert row["novelty"] is not None
+
+
+def test_heads_do_not_name_with_references_what_aligns_to_none_of_them(data, tuned, tmp_path):
+    folder, _ = data
+    noise = np.random.default_rng(8).choice(list("ACGT"), 400)
+    (tmp_path / "noise.fasta").write_text(f">noise\n{''.join(noise)}\n")
+    run_classification_pipeline(
+        str(tmp_path / "noise.fasta"),
+        str(folder / "reference.parquet"),
+        str(tmp_path / "out"),
+        model=str(tuned),
+        method="both",
+        num_trials=0,
+        device="cpu",
+        dtype="float32",
+    )
+    (row,) = read_rows(tmp_path / "out")
+    assert [row[f"best_{rank}"] for rank in RANKS] == [None] * 7
 
 
 def test_a_foreign_label_space_is_refused(data, tuned, tmp_path):

@@ -3,7 +3,10 @@
 Input: `Trials`, what was decided for left-out references and whether it was right.
 Output: a `Calibration`. Invariants: confidence never exceeds that of the rank above; at each
 threshold the precision that was asked for held on the trials, and at genus at most the remaining
-share of sequences of unknown genera got a name.
+share of sequences of unknown genera got a name. Precision holds with one more wrong name, since a
+threshold is chosen on the trials that judge it.
+
+Reference: Angelopoulos et al. (2022), https://arxiv.org/abs/2208.02814, for the one more.
 """
 
 from dataclasses import dataclass
@@ -14,6 +17,11 @@ from ..reads.lineages import RANKS
 from .evidence import RANK_FEATURES
 
 GENUS = RANKS.index("genus")
+ALONE = len(RANKS)
+"""In place of the rank that was left out whole: the sequence alone was."""
+HIGHER_SHARES = {"family": 0.10, "order": 0.05, "class": 0.03, "phylum": 0.02}
+"""Share of the sequences of unknown genera whose family, order ... the references lack too, beside
+those of genera that are the only one of theirs. An assumption: what it is depends on the sample."""
 LENGTH_BANDS_BP = (150, 300, 600, 1200)
 """Upper ends of the length bands that novelty is judged by; the last is open."""
 
@@ -34,7 +42,7 @@ class Trials:
         novel: (trials, ranks) True where the true taxon was not among the references.
         known: (trials, ranks) True where the true taxon is known at this rank.
         length_bp: (trials,).
-        whole_genus: (trials,) True where the whole genus was left out.
+        left_out: (trials,) the rank whose whole taxon was left out, or `ALONE`.
     """
 
     features: np.ndarray
@@ -43,20 +51,41 @@ class Trials:
     novel: np.ndarray
     known: np.ndarray
     length_bp: np.ndarray
-    whole_genus: np.ndarray
+    left_out: np.ndarray
+
+    @property
+    def higher(self) -> np.ndarray:
+        """(trials,) True where more than a genus was left out."""
+        return self.left_out < GENUS
 
     def weights(self, novel_share: float) -> np.ndarray:
         """Weight of each trial, so that those of unknown genera have `novel_share` of all.
+
+        Of these, trials without the family, order, class or phylum have `HIGHER_SHARES`.
+        """
+        higher = {RANKS.index(name): share for name, share in HIGHER_SHARES.items()}
+        counts = {rank: int((self.left_out == rank).sum()) for rank in higher}
+        beyond = novel_share * sum(share for rank, share in higher.items() if counts[rank])
+        weights = np.zeros(len(self.left_out))
+        rest = ~self.higher
+        share = (novel_share - beyond) / (1 - beyond)
+        weights[rest] = (1 - beyond) * self._weights_to_genus(rest, share)
+        for rank, count in counts.items():
+            weights[self.left_out == rank] = novel_share * higher[rank] / max(count, 1)
+        return weights * len(weights)
+
+    def _weights_to_genus(self, rows: np.ndarray, novel_share: float) -> np.ndarray:
+        """Weights, 1 in all, of sequences left out alone or with their genus.
 
         Some sequences left out alone are of unknown genera already, those that are the only one
         of theirs. Where more are expected, sequences left out with their genus are mixed in; where
         fewer, those of unknown genera count less.
         """
-        novel, whole = self.novel[:, GENUS], self.whole_genus
+        novel, whole = self.novel[rows, GENUS], self.left_out[rows] == GENUS
         weights = np.ones(len(novel))
         singles, lonely = (~whole).sum(), (novel & ~whole).sum()
         if not novel.any() or lonely == singles:
-            return weights
+            return weights / len(weights)
         by_chance = lonely / singles
         if novel_share > by_chance and whole.any():
             mixed = (novel_share - by_chance) / (1 - by_chance)
@@ -67,7 +96,7 @@ class Trials:
             if lonely:
                 weights[novel & ~whole] = min(novel_share / by_chance, 1.0)
                 weights[~novel & ~whole] = (1 - min(novel_share, by_chance)) / (1 - by_chance)
-        return weights / weights.sum() * len(weights)
+        return weights / weights.sum()
 
 
 @dataclass(frozen=True)
@@ -225,9 +254,10 @@ def _threshold(
     order = np.argsort(-scores[rows], kind="stable")
     values = scores[rows][order]
     right = (weights * (trials.correct[:, rank] == 1))[rows][order]
-    held = np.cumsum(right) / np.cumsum(weights[rows][order]) >= precision
+    held = np.cumsum(right) / (np.cumsum(weights[rows][order]) + 1) >= precision
     if rank == GENUS:
-        novel = trials.novel[:, GENUS]
+        # Sequences without their family, too, are easily told and would hide the others.
+        novel = trials.novel[:, GENUS] & ~trials.higher
         named_novel = np.cumsum((weights * novel)[rows][order])
         held &= named_novel <= (1 - precision) * max((weights * novel).sum(), 1e-9)
     # Equal confidences are kept or cut together.
@@ -244,7 +274,7 @@ def _trust(trials: Trials, scores: np.ndarray) -> np.ndarray:
     bands = length_band(trials.length_bp)
     result = np.full(len(LENGTH_BANDS_BP) + 1, np.nan)
     for band in range(len(result)):
-        rows = (bands == band) & trials.known[:, GENUS]
+        rows = (bands == band) & trials.known[:, GENUS] & ~trials.higher
         novel = trials.novel[rows, GENUS]
         if min(novel.sum(), (~novel).sum()) >= _FEWEST_OF_A_KIND:
             result[band] = roc_auc_score(novel, scores[rows])

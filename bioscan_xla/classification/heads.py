@@ -36,7 +36,6 @@ On 12S of fishes (tests/bench/naming.py, seed 31) 0.1 and 0.3 name as many gener
 _COMPARED = RANKS[3:]
 _FEWEST_HELD_OUT = 50
 _MOST_FOR_TEMPERATURE = 1000
-_GENUS = RANKS.index("genus")
 
 
 @dataclass(frozen=True)
@@ -243,14 +242,14 @@ class HeadDecoder:
         share = _along(by_head, path)
         return Decision(path, leaf, share, tuple(agreeing[:1].tolist()), share)
 
-    def without(self, shares: Sequence[np.ndarray], genus: int) -> list[np.ndarray]:
-        """What the heads would say if they did not have a genus (a node) and what is below it."""
+    def without(self, shares: Sequence[np.ndarray], rank: int, node: int) -> list[np.ndarray]:
+        """What the heads would say if they did not have a taxon and what is below it."""
         result, first = [], 0
-        for rank, share in enumerate(shares):
+        for at, share in enumerate(shares):
             of_class = self._class_leaves[first : first + len(share)]
             first += len(share)
-            gone = (of_class >= 0) & (self.tree.paths[of_class, _GENUS] == genus)
-            left = np.where(gone, 0.0, share) if rank >= _GENUS else share
+            gone = (of_class >= 0) & (self.tree.paths[of_class, rank] == node)
+            left = np.where(gone, 0.0, share) if at >= rank else share
             result.append(left / max(left.sum(), 1e-12))
         return result
 

@@ -1,7 +1,10 @@
-"""Trials: known sequences named as if they were queries, with themselves or their genus left out.
+"""Trials: known sequences named as if they were queries, left out alone or with their whole taxon.
 
-Input: a `Namer`. Output: `Trials`. Invariants: a trial never sees its own
-sequence or an identical one; the same seed gives the same trials.
+Input: a `Namer`. Output: `Trials`. Invariants: a trial never sees its own record; the same seed
+gives the same trials.
+
+Identical sequences are left out with it, but not where they have contradicting names: a query may
+well be identical to the sequence of another species.
 """
 
 import hashlib
@@ -17,18 +20,19 @@ import numpy as np
 from ..reads.labels import UNKNOWN
 from ..reads.lineages import RANKS
 from ..training.heldout import NEW_TO_THE_MODEL
-from .calibration import GENUS, Trials
+from .calibration import ALONE, GENUS, HIGHER_SHARES, Trials
 from .evidence import RANK_FEATURES, Decision
 from .naming import Named, Namer, in_threads
 
 log = logging.getLogger(__name__)
 
 _FEWEST_REFERENCES = 100
-_FORM = 7  # counts up when features or votes change: kept trials are then run again
+_HIGHER_TRIALS = 0.2  # of all trials; of these two fifths leave a family out
+_FORM = 8  # counts up when features or votes change: kept trials are then run again
 
 
 def run_trials(namer: Namer, num_trials: int = 1500, seed: int = 0) -> Trials | None:
-    """Leave sequences out, one by one and by whole genera, and name them.
+    """Leave sequences out, one by one and by whole taxa, and name them.
 
     References are left out, except where the heads decide alone: then the sequences that the model
     was not trained on are named, and a whole genus is left out by taking its classes away. Where
@@ -36,7 +40,8 @@ def run_trials(namer: Namer, num_trials: int = 1500, seed: int = 0) -> Trials | 
 
     Args:
         namer: references, indexed.
-        num_trials: at most; half leave a single sequence out, half its genus.
+        num_trials: at most; two fifths leave a single sequence out, as many its genus, the rest
+            its family, order, class or phylum.
         seed: of the choice.
 
     Returns:
@@ -54,22 +59,45 @@ def run_trials(namer: Namer, num_trials: int = 1500, seed: int = 0) -> Trials | 
             num,
         )
         return None
-    # A query that is no reference is like a reference whose sequence occurs once.
     same: dict[str, list[int]] = defaultdict(list)
     for row, sequence in enumerate(reference.sequences):
         same[sequence].append(row)
-    rows = np.array([rows[0] for rows in same.values()])
+    # A query that is no reference is like a reference whose sequence occurs once.
+    rows = np.array([rng.choice(rows) for rows in same.values()])
     shares_of = _held_out_shares(namer, rows)
     if shares_of:
         rows = np.array(sorted(shares_of))
-    rows = rng.permutation(rows)[: max(num_trials // 2, 1)]
-    log.info("calibrating with %d left-out references", 2 * len(rows))
-    return _try_references(namer, rows, same, shares_of)
+    paths = reference.tree.paths[reference.leaves]
+
+    def possible(row: int, rank: int) -> bool:
+        # A taxon that is not known, or that is the whole reference, cannot be left out.
+        node = paths[row, rank]
+        return not namer.nameless[rank][node] and bool((paths[:, rank] != node).any())
+
+    jobs = [
+        (row, rank)
+        for row, rank in _jobs(rng.permutation(rows), num_trials)
+        if rank == ALONE or possible(row, rank)
+    ]
+    log.info("calibrating with %d trials of left-out references", len(jobs))
+    return _try_references(namer, jobs, same, shares_of)
+
+
+def _jobs(rows: np.ndarray, num_trials: int) -> list[tuple[int, int]]:
+    """Which sequence to leave out, and with which rank's taxon."""
+    num_higher = int(_HIGHER_TRIALS * num_trials)
+    alone = rows[: max((num_trials - num_higher) // 2, 1)]
+    jobs = [(int(row), rank) for rank in (ALONE, GENUS) for row in alone]
+    parts = len(HIGHER_SHARES) + 1
+    for name in HIGHER_SHARES:
+        count = num_higher * (2 if name == "family" else 1) // parts
+        jobs += [(int(row), RANKS.index(name)) for row in rows[:count]]
+    return jobs
 
 
 def _try_references(
     namer: Namer,
-    rows: np.ndarray,
+    jobs: Sequence[tuple[int, int]],
     same: Mapping[str, Sequence[int]],
     shares_of: Mapping[int, Sequence[np.ndarray]],
 ) -> Trials:
@@ -77,50 +105,53 @@ def _try_references(
 
     Args:
         namer: references, indexed.
-        rows: of the references to leave out.
+        jobs: rows of the references to leave out, each with the rank of the taxon or `ALONE`.
         same: rows of each sequence.
         shares_of: what the heads say of a row, where they say anything.
     """
     reference = namer.reference
-    num = len(reference.ids)
-    genera = reference.tree.paths[reference.leaves, GENUS]
+    paths = reference.tree.paths[reference.leaves]
 
-    def left_out(job: tuple[int, bool]) -> tuple[Named, np.ndarray]:
-        row, whole_genus = job
-        excluded = np.zeros(num, bool)
-        excluded[same[reference.sequences[row]]] = True
-        if whole_genus:
-            excluded |= genera == genera[row]
+    def left_out(job: tuple[int, int]) -> tuple[Named, np.ndarray]:
+        row, rank = job
+        identical = np.array(same[reference.sequences[row]])
+        excluded = np.zeros(len(paths), bool)
+        excluded[row if _contradict(paths[identical], namer.nameless) else identical] = True
+        shares = shares_of.get(row)
+        if rank != ALONE:
+            excluded |= paths[:, rank] == paths[row, rank]
+            if shares is not None:
+                assert namer.decoder is not None
+                shares = namer.decoder.without(shares, rank, int(paths[row, rank]))
         cosines = None
         if namer.use_vectors and reference.vectors is not None:
             cosines = reference.vectors @ reference.vectors[row]
-        shares = shares_of.get(row)
-        if shares is not None and whole_genus:
-            assert namer.decoder is not None
-            shares = namer.decoder.without(shares, int(genera[row]))
         named = namer.name(reference.sequences[row], "plus", cosines, excluded, shares)
         return named, excluded
 
-    jobs = [(int(row), False) for row in rows]
-    # A genus that is not known cannot be left out.
-    jobs += [(int(row), True) for row in rows if not namer.nameless[GENUS][genera[row]]]
     known_after: list[np.ndarray] = []
     found: list[Named] = []
-    counts = [np.bincount(reference.tree.paths[reference.leaves, r]) for r in range(len(RANKS))]
+    counts = [np.bincount(paths[:, r]) for r in range(len(RANKS))]
     for (row, _), (named, excluded) in zip(jobs, in_threads(left_out, jobs), strict=True):
         found.append(named)
-        gone = reference.tree.paths[reference.leaves[excluded]]
-        path = reference.tree.paths[reference.leaves[row]]
+        gone, path = paths[excluded], paths[row]
         left = [counts[r][path[r]] - (gone[:, r] == path[r]).sum() for r in range(len(RANKS))]
         known_after.append(np.array(left) > 0)
-    truth = reference.tree.paths[reference.leaves[[row for row, _ in jobs]]]
+    truth = paths[[row for row, _ in jobs]]
     known = np.stack([~namer.nameless[r][truth[:, r]] for r in range(len(RANKS))], axis=1)
     return _judge(
         namer,
         [(item.decision, item.features, len(item.sequence)) for item in found],
         np.where(known, truth, UNKNOWN),
         known & ~np.stack(known_after),
-        np.array([whole for _, whole in jobs]),
+        np.array([rank for _, rank in jobs]),
+    )
+
+
+def _contradict(paths: np.ndarray, nameless: Sequence[np.ndarray]) -> bool:
+    """True if some paths have different names at a rank; a name that is not known agrees."""
+    return any(
+        len(np.unique(nodes[~nameless[rank][nodes]])) > 1 for rank, nodes in enumerate(paths.T)
     )
 
 
@@ -140,7 +171,7 @@ def _held_out_shares(namer: Namer, rows: np.ndarray) -> dict[int, list[np.ndarra
         return found
     log.warning(
         "%d of the references are known not to have been trained on; calibrating heads needs %d. "
-        "The confidence is that of the references alone; --method neighbours is safer",
+        "Confidence is calibrated as if the heads said nothing; --method neighbours is safer",
         len(found),
         _FEWEST_REFERENCES,
     )
@@ -160,26 +191,29 @@ def _try_heads(namer: Namer, num_trials: int, rng: np.random.Generator) -> Trial
             _FEWEST_REFERENCES,
         )
         return None
-    rows = rng.permutation(len(held.vectors))[: max(num_trials // 2, 1)]
     truth = decoder.nodes(held.classes.astype(np.int64))
-    jobs = [(int(row), False) for row in rows]
-    jobs += [(int(row), True) for row in rows if truth[row, GENUS] >= 0]
-    log.info("calibrating with %d sequences that the model was not trained on", len(rows))
+    rows = rng.permutation(len(held.vectors))
+    jobs = [
+        (row, rank)
+        for row, rank in _jobs(rows, num_trials)
+        if rank == ALONE or truth[row, rank] >= 0
+    ]
+    log.info("calibrating with %d trials of sequences that the model was not trained on", len(jobs))
 
-    def name(job: tuple[int, bool]) -> tuple[Decision, np.ndarray, int]:
-        row, whole_genus = job
+    def name(job: tuple[int, int]) -> tuple[Decision, np.ndarray, int]:
+        row, rank = job
         shares = [values[0] for values in heads.probabilities(held.vectors[[row]])]
-        if whole_genus:
-            shares = decoder.without(shares, int(truth[row, GENUS]))
+        if rank != ALONE:
+            shares = decoder.without(shares, rank, int(truth[row, rank]))
         length_bp = int(held.length_bp[row])
         return *namer.decide_by_heads(shares, length_bp), length_bp
 
     decided = list(in_threads(name, jobs))
-    whole = np.array([whole_genus for _, whole_genus in jobs])
+    left_out = np.array([rank for _, rank in jobs])
     truth = truth[[row for row, _ in jobs]]
-    novel = truth == NEW_TO_THE_MODEL
-    novel[:, GENUS:] |= whole[:, None] & (truth[:, GENUS:] >= 0)
-    return _judge(namer, decided, truth, novel, whole)
+    below = np.arange(len(RANKS)) >= left_out[:, None]
+    novel = (truth == NEW_TO_THE_MODEL) | (below & (truth >= 0))
+    return _judge(namer, decided, truth, novel, left_out)
 
 
 def _judge(
@@ -187,7 +221,7 @@ def _judge(
     decided: Sequence[tuple[Decision | None, np.ndarray | None, int]],
     truth: np.ndarray,
     novel: np.ndarray,
-    whole_genus: np.ndarray,
+    left_out: np.ndarray,
 ) -> Trials:
     """Trials of decisions; truth (trials, ranks) has nodes, -1 where no name is known."""
     shape = len(decided), len(RANKS)
@@ -202,7 +236,7 @@ def _judge(
         judged = named[at] & (truth[at] != UNKNOWN)
         correct[at, judged] = (decision.path == truth[at])[judged]
     lengths = np.array([length_bp for _, _, length_bp in decided])
-    return Trials(features, named, correct, novel, truth != UNKNOWN, lengths, whole_genus)
+    return Trials(features, named, correct, novel, truth != UNKNOWN, lengths, left_out)
 
 
 def kept_trials(namer: Namer, num_trials: int, folder: Path) -> Trials | None:

@@ -148,8 +148,10 @@ class Namer:
         if self.decoder is not None and shares is not None:
             if self.method != "both":
                 return self._by_heads(sequence, strand, hits, shares)
-            votes = vote_weights(hits) if len(leaves) else None
-            decision = self.decoder.decide(shares, leaves, votes)
+            # What aligns to nothing is perhaps of no group that the heads know: they cannot tell.
+            if not len(leaves):
+                return Named(sequence, strand, hits, None, None)
+            decision = self.decoder.decide(shares, leaves, vote_weights(hits))
         elif len(leaves):
             decision = decide(tree, self.nameless, leaves, vote_weights(hits))
         else:

@@ -75,7 +75,7 @@ class ClassifyConfig:
     novel_share: float = 0.2
     """Share of the sequences that you expect to be of genera that the reference lacks."""
 
-    num_trials: int = 1500
+    num_trials: int = 2000
     """References left out and named, to calibrate confidence."""
 
     table: str | None = None

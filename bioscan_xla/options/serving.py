@@ -61,7 +61,7 @@ class ServeConfig:
     """What names sequences: neighbours, heads (of a fine-tuned model), both or argmax;
     see classify."""
 
-    num_trials: int = 1500
+    num_trials: int = 2000
     """References left out and named, to calibrate confidence."""
 
     device: str = "auto"
