@@ -58,7 +58,7 @@ def test_an_old_table_is_gone_on_with(place, reads):
     )
     assert result["total_rows"] == len(reads) - 1
     assert result["embeddings_generated"] == len(reads) - 1 - 9
-    assert result["rejected"] == {"id_seen_before": 10}
+    assert result["rejected"] == {"id_seen_before": 9, "not_a_nucleotide": 1}
     ids = open_table(str(place / "vectors.db")).to_arrow()["sequence_id"].to_pylist()
     assert sorted(ids) == sorted(row["sequence_id"] for row in reads if row is not reads[3])
 

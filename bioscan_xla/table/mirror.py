@@ -18,10 +18,10 @@ from pathlib import Path
 from ..errors import TableError
 from ..reads.inputs import UNFINISHED
 from .claim import CLAIM
-from .neighbours import TRANSFORM_SUFFIX
 
 log = logging.getLogger(__name__)
 
+TRANSFORM_SUFFIX = ".transform.safetensors"  # of the file beside a whitened table
 _EVERY_SECONDS = 1800.0
 
 

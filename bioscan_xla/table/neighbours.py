@@ -18,9 +18,9 @@ import numpy as np
 import pyarrow as pa
 
 from ..errors import TableError, first_line
+from .mirror import TRANSFORM_SUFFIX
 
 FINGERPRINT_KEY = b"bioscan_xla.fingerprint"
-TRANSFORM_SUFFIX = ".transform.safetensors"
 _QUERIES = 64  # per call, which reads the table once
 _EXACT_ROWS = 100_000  # up to here an exact search takes well under a second
 # Rows ranked again by exact distance, for each row asked for. Recall at 10 with 5, 10, 20: .956,
