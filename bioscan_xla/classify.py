@@ -29,7 +29,8 @@ def run_classification_pipeline(
 
     Returns:
         What `run.json` holds: `classified` (records), `read`, `rejected` (by reason), `named` (by
-        rank), `novel`, `tied`, `reversed`, `contradictions`, `thresholds`, `novelty_trust`,
+        rank), `unplaced` (without evidence), `novel`, `tied`, `reversed`, `contradictions`,
+        `thresholds` (None where no name at a rank holds the precision), `novelty_trust`,
         `reference`, `model`, `method`, `controls` and `darwin_core` where counts were given,
         `seconds`, `interrupted`.
 
@@ -50,19 +51,27 @@ def summary(config: ClassifyConfig, result: dict[str, Any]) -> str:
         return f"interrupted; results are kept in {config.output}. Run the same command to resume"
     total = result["classified"]
     lines = [
-        f"{_count(total, 'sequence')} named in {result['seconds']:.1f} s with "
+        f"{_count(total, 'sequence')} classified in {result['seconds']:.1f} s with "
         f"{_count(result['reference']['sequences'], 'reference')} of "
         f"{result['reference']['name']} ({result['method']})",
         "names kept: " + ", ".join(f"{rank} {result['named'][rank]:,}" for rank in RANKS),
         "least confidence: "
-        + ", ".join(f"{rank} {result['thresholds'][rank]:.2f}" for rank in RANKS),
+        + ", ".join(f"{rank} {_least(result['thresholds'][rank])}" for rank in RANKS),
     ]
     if not result["calibration_trials"]:
-        lines.append("the reference is too small to calibrate: confidence is the share of votes")
-    lines.append(
-        f"{result['novel']:,} look new; {result['tied']:,} tied with another lineage; "
-        f"{result['reversed']:,} on the other strand"
-    )
+        lines.append("confidence is not calibrated, and novelty is not known")
+    if result["unplaced"]:
+        strand = "" if config.strand == "both" else f", or not on the {config.strand} strand"
+        lines.append(
+            f"without a name: {result['unplaced']:,} that align to no reference (another marker or "
+            f"group than the reference's{strand})"
+        )
+    told = [f"{result['tied']:,} tied with another lineage"]
+    if result["calibration_trials"]:
+        told.insert(0, f"{result['novel']:,} look new")
+    if config.strand == "both":
+        told.append(f"{result['reversed']:,} on the other strand")
+    lines.append("; ".join(told))
     if result["contradictions"]:
         lines.append(f"{result['contradictions']:,} have names that contradict each other")
     if result["rejected"]:
@@ -88,6 +97,10 @@ def summary(config: ClassifyConfig, result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _least(threshold: float | None) -> str:
+    return "none kept" if threshold is None else f"{threshold:.2f}"
+
+
 def _count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
@@ -101,7 +114,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         result = classify(config, shlex.join([*_PROG.split(), *words]))
         print(summary(config, result))
-        return 128 + result["interrupted"] if result["interrupted"] else 0
+        if result["interrupted"]:
+            return 128 + result["interrupted"]
+        return 0 if result["classified"] else 2
 
     return run_command(
         ClassifyConfig,

@@ -32,7 +32,9 @@ padding:0 1rem;color:#1b2733}
 h1{font-size:1.5rem}h2{font-size:1.15rem;margin-top:2.2rem}.wide{overflow-x:auto}
 table{border-collapse:collapse;width:100%}td,th{text-align:left;vertical-align:top;
 padding:.3rem .7rem;border-bottom:1px solid #dde4ea}th{font-weight:600;background:#f3f6f8}
-td.n{text-align:right;font-variant-numeric:tabular-nums}
+td.n{text-align:right;font-variant-numeric:tabular-nums}td{overflow-wrap:anywhere}
+@media(max-width:700px){.cards th{display:none}.cards td{display:block;border:0;padding:.1rem 0}
+.cards tr{display:block;border-bottom:1px solid #dde4ea;padding:.5rem 0}}
 """
 
 
@@ -106,7 +108,7 @@ def _page(
             for p in found[:_SHOWN]
         ]
         if rows:
-            parts.append(_table(("highest rank", "ids", "names", "evidence"), rows))
+            parts.append(_table(("highest rank", "ids", "names", "evidence"), rows, "cards"))
     high = [taxon for taxon in taxa if taxon["rank"] in RANKS[:4]]
     high.sort(key=lambda taxon: (RANKS.index(str(taxon["rank"])), -int(str(taxon["sequences"]))))
     parts.append("<h2>Coverage down to order</h2><p>All ranks are in coverage.tsv.</p>")
@@ -114,7 +116,7 @@ def _page(
     return "\n".join(parts) + "\n"
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+def _table(header: Sequence[str], rows: Sequence[Sequence[object]], look: str = "") -> str:
     def cell(value: object) -> str:
         if isinstance(value, int):
             return f"<td class=n>{value:,}"
@@ -122,7 +124,7 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
     head = "".join(f"<th>{html.escape(name)}" for name in header) if any(header) else ""
     lines = "\n".join("<tr>" + "".join(map(cell, row)) for row in rows)
-    return f"<div class=wide><table><tr>{head}\n{lines}</table></div>"
+    return f"<div class=wide><table class='{look}'><tr>{head}\n{lines}</table></div>"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 import pyarrow.dataset as ds
 
-from bioscan_xla.classification.counts import Counts, read_counts, read_samples
+from bioscan_xla.classification.counts import Counts, read_counts
 from bioscan_xla.classification.journal import FILE as CLASSIFIED
+from bioscan_xla.classification.samples import read_samples
 from bioscan_xla.errors import BioscanError, InputError
 from bioscan_xla.reads.lineages import RANKS
 from bioscan_xla.search import search_sequences

@@ -75,7 +75,7 @@ def test_where_every_name_may_be_kept_the_threshold_is_the_least():
     right = trials.correct.copy()
     right[:, 0] = 1  # the highest rank is always right, and its confidence the same for all
     fitted = calibrate(dataclasses.replace(trials, correct=right), novel_share=0.0, precision=0.9)
-    assert fitted.thresholds[0] == 0.5
+    assert fitted.thresholds[0] == 0.7
 
 
 def test_trials_are_mixed_to_the_expected_share_of_unknown_genera():
@@ -109,7 +109,7 @@ def test_a_threshold_needs_more_than_a_few_right_names():
     few.named[:10] = True
     assert (calibrate(few, novel_share=0.0, precision=0.95).thresholds > 1).all()
     few.named[:30] = True
-    assert (calibrate(few, novel_share=0.0, precision=0.95).thresholds == 0.5).all()
+    assert (calibrate(few, novel_share=0.0, precision=0.95).thresholds == 0.7).all()
 
 
 def test_trials_leave_out_single_records_and_whole_taxa(tmp_path):

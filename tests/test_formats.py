@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from bioscan_xla.classification.counts import read_counts, read_samples
+from bioscan_xla.classification.counts import read_counts
 from bioscan_xla.classification.formats import krona_path, qiime_taxon, sintax_line
 from bioscan_xla.classification.kmers import reverse_complement
+from bioscan_xla.classification.samples import read_samples
 from bioscan_xla.errors import InputError
 from bioscan_xla.reads.lineages import RANKS
 

@@ -13,9 +13,10 @@ import pytest
 from scipy import sparse
 
 from bioscan_xla import classification
-from bioscan_xla.classification.counts import Counts, Sample
+from bioscan_xla.classification.counts import Counts
 from bioscan_xla.classification.overview import summarise
 from bioscan_xla.classification.report import methods_text, page_data, render, write_report
+from bioscan_xla.classification.samples import Sample
 from bioscan_xla.reads.lineages import RANKS
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -34,6 +35,7 @@ RUN = {
     "command": "classify",
     "options": {
         "input": ["cruise.fasta"],
+        "method": "neighbours",
         "precision": 0.95,
         "novel_share": 0.2,
         "num_candidates": 50,
@@ -103,7 +105,7 @@ def test_samples_share_and_controls():
     assert dive["reads"] == 40
     assert dict(dive["groups"]) == {"Chordata": 0.75, "Annelida": 0.25}
     assert blank["control"]
-    assert data["controls"]["rows"] == [("ASV1", "no name at genus or species", 2.0, 10.0)]
+    assert data["controls"]["rows"] == [("ASV1", "Sabellida, Siboglinidae", 2.0, 10.0)]
     assert sum(data["reads"]) == 40
     assert sum(data["sequences"]) == 20
 
@@ -147,6 +149,7 @@ def test_novel_sequences_come_with_their_alignment():
 
 def test_what_aligns_to_nothing_is_counted_and_not_called_new():
     nothing = dict(num_evidence=0, hits=[], identity=None, novelty=1.0, novelty_rank=None)
+    nothing |= {f"confidence_{rank}": None for rank in RANKS}
     data = page_data(summarise(rows(1, lineages=[NOTHING], **nothing)), RUN)
     assert data["novel"] == []
     assert "Sequences that align to nothing in the reference: 1." in data["novel_note"]

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from bioscan_xla.classification.counts import read_counts, read_samples
+from bioscan_xla.classification.counts import read_counts
 from bioscan_xla.classification.darwin_core import write_archive
 from bioscan_xla.classification.formats import write_biom, write_phyloseq, write_texts
 from bioscan_xla.classification.journal import read_rows
+from bioscan_xla.classification.samples import read_samples
 from bioscan_xla.reads.lineages import RANKS
 
 DIFFICULT = ["K", None, "C; x,y", 'The "order"', "Fämilia #1", "Sp. 'O'", "Aus bus\u00a0\u03b2 1%"]

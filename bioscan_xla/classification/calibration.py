@@ -19,7 +19,7 @@ from .evidence import RANK_FEATURES
 GENUS = RANKS.index("genus")
 ALONE = len(RANKS)
 """In place of the rank that was left out whole: the sequence alone was."""
-HIGHER_SHARES = {"family": 0.10, "order": 0.05, "class": 0.03, "phylum": 0.02}
+HIGHER_SHARES = {"family": 0.03, "order": 0.01, "class": 0.005, "phylum": 0.005}
 """Share of the sequences of unknown genera whose family, order ... the references lack too, beside
 those of genera that are the only one of theirs. An assumption: what it is depends on the sample."""
 LENGTH_BANDS_BP = (150, 300, 600, 1200)
@@ -28,7 +28,7 @@ LENGTH_BANDS_BP = (150, 300, 600, 1200)
 _FEWEST_TRIALS = 50
 _FEWEST_OF_A_KIND = 5
 _NEVER = 2.0  # a threshold that no confidence reaches
-_LEAST_THRESHOLD = 0.5  # a name that is more likely wrong than right is not kept
+_LEAST_THRESHOLD = 0.7  # names that are this unsure are not kept, however right the others are
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,10 @@ import numpy as np
 
 from ..errors import InputError
 from ..reads.lineages import RANKS
-from .counts import Counts, Sample
+from .counts import Counts
 from .formats import Row, known_part, names_of
 from .record import lineage_text
+from .samples import Sample
 
 _DWC = "http://rs.tdwg.org/dwc/terms/"
 _GBIF = "http://rs.gbif.org/terms/"
@@ -58,6 +59,7 @@ CORE = (
     "sampleSizeValue",
     "sampleSizeUnit",
     "materialSampleID",
+    "associatedSequences",
 )
 """Terms of the occurrence core, all of the namespace http://rs.tdwg.org/dwc/terms/."""
 
@@ -83,6 +85,7 @@ EXTENSION = {
 _ROW_TYPE = f"{_GBIF}1.0/DNADerivedData"
 _INCERTAE_SEDIS = ("incertae sedis", "urn:lsid:marinespecies.org:taxname:12")
 _READS = "DNA sequence reads"
+_TO_FILL_IN = "to be filled in before publication"
 
 
 def read_known_taxa(path: str) -> dict[str, str]:
@@ -241,6 +244,7 @@ def _event(sample: Sample) -> dict:
         "minimumDepthInMeters": sample.min_depth_m,
         "maximumDepthInMeters": sample.max_depth_m,
         "materialSampleID": sample.fields.get("materialSampleID") or sample.fields.get("samp_name"),
+        "associatedSequences": sample.fields.get("associatedSequences"),
     }
 
 
@@ -288,8 +292,11 @@ def _eml(title: str, method: str, reference: str) -> str:
   packageId="bioscan_xla" system="local">
   <dataset>
     <title>{escape(title)}</title>
+    <creator><organizationName>{_TO_FILL_IN}</organizationName></creator>
     <abstract><para>Occurrences of DNA sequences. Names by {escape(method)} against \
 {escape(reference)}.</para></abstract>
+    <intellectualRights><para>{_TO_FILL_IN}</para></intellectualRights>
+    <contact><organizationName>{_TO_FILL_IN}</organizationName></contact>
   </dataset>
 </eml:eml>
 """

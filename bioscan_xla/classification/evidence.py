@@ -170,6 +170,8 @@ def decide(
 
 RANK_FEATURES = (
     "identity",
+    "identity_below_75",
+    "identity_below_85",
     "identity_above_90",
     "identity_above_97",
     "mismatches",
@@ -217,6 +219,8 @@ def rank_features(
         probability = np.clip(head[rank], 0.001, 0.999) if head is not None else 0.5
         result[rank] = (
             best,
+            min(best - 0.75, 0.0),
+            min(best - 0.85, 0.0),
             max(best - 0.90, 0.0),
             max(best - 0.97, 0.0),
             np.log1p((1 - best) * columns),

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from ..reads.lineages import RANKS
-from .counts import Counts, Sample
+from .counts import Counts
 from .record import lineage_text
+from .samples import Sample
 
 LETTERS = ("k", "p", "c", "o", "f", "g", "s")
 UNASSIGNED = "Unassigned"
@@ -50,7 +51,8 @@ def write_texts(folder: Path, rows: Iterable[Row], reference: str) -> None:
         for row in rows:
             qiime.write(qiime_line(row))
             sintax.write(sintax_line(row))
-            fasta.write(f">{row['sequence_id']} strand={row['strand']}\n{row['dna_sequence']}\n")
+            strand = row["strand"] or "unknown"
+            fasta.write(f">{row['sequence_id']} strand={strand}\n{row['dna_sequence']}\n")
             faire.writerow(faire_cells(row, reference))
             weight = 1 if row["reads"] is None else row["reads"]
             krona[krona_path(row)] += weight

@@ -2,41 +2,51 @@
 
 Input: tables of `record.SCHEMA`. Output: `classified.parquet`, and which rows are done.
 Invariants: a part is written whole or not at all, so after a kill the parts show what remains to be
-done, and each record is there once.
+done, and each record is there once. One run at a time has the folder.
 """
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..errors import ConfigError
+from ..reads.inputs import source_key, without_mark
 from ..reads.shares import by_source, mark
 from .record import SCHEMA
 
 FILE = "classified.parquet"
 _PARTS = "parts"
 _SETTINGS = "settings.json"
+_LOCK = ".lock"
 _GROUP_ROWS = 4096  # in a row group of the file; each costs some kilobytes whenever it is open
 
 
 class Journal:
     """The rows of one output folder."""
 
-    def __init__(self, folder: str | Path, settings: Mapping[str, str]):
-        """Open or create.
+    def __init__(
+        self,
+        folder: str | Path,
+        settings: Mapping[str, str],
+        sources: Collection[str] | None = None,
+    ):
+        """Open or create; `close` gives the folder back.
 
         Args:
             folder: of all results.
             settings: everything that determines the content of a row.
+            sources: stored names of all files that belong to the results; None for any.
 
         Raises:
-            ConfigError: the folder holds rows that were made with other settings; the message
-                shows the difference.
+            ConfigError: another run has the folder, or it holds rows that were made with other
+                settings or of other files; the message shows the difference.
         """
         self.folder = Path(folder)
         self._parts = self.folder / _PARTS
@@ -46,23 +56,45 @@ class Journal:
             raise ConfigError(
                 f"{folder}: cannot be made ({error.strerror}); name another folder with --output"
             ) from error
+        self._lock = _take(self.folder / _LOCK)
+        try:
+            self._open(dict(settings), sources)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self, settings: dict[str, str], sources: Collection[str] | None) -> None:
         path = self.folder / _SETTINGS
-        if path.is_file() and (self._files() or (self.folder / FILE).exists()):
-            old = json.loads(path.read_text(encoding="utf-8"))
-            lines = [
-                f"  {key}: the folder has {old.get(key)!r}, this run has {settings.get(key)!r}"
-                for key in sorted({*old, *settings})
-                if old.get(key) != settings.get(key)
-            ]
+        if path.is_file() and self._all():
+            lines = _differences(json.loads(path.read_text(encoding="utf-8")), settings)
             if lines:
                 raise ConfigError(
-                    f"{folder}: holds results made with other settings:\n"
-                    + "\n".join(lines)
+                    f"{self.folder}: holds results made with other settings:\n"
+                    + "\n".join(f"  {line}" for line in lines)
                     + "\nUse the same options, or another --output"
                 )
-        _write_whole(path, lambda to: to.write_text(json.dumps(dict(settings), indent=1) + "\n"))
+            there = {without_mark(source_key(source)) for source in self.done()}
+            ours = {without_mark(source_key(source)) for source in sources or ()}
+            if sources is not None and there - ours:
+                raise ConfigError(
+                    f"{self.folder}: holds names of the sequences of {min(there - ours)}, which is "
+                    "not among the input. Name both as --input, or pass another --output"
+                )
+        _write_whole(path, lambda to: to.write_text(json.dumps(settings, indent=1) + "\n"))
         self._drop_what_was_joined()
         self._next = max((int(file.stem.split("-")[1]) for file in self._files()), default=-1) + 1
+
+    def close(self) -> None:
+        """Let another run have the folder."""
+        self._lock.close()
+
+    def __enter__(self) -> "Journal":
+        """The journal; `close` at the end of the block."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close."""
+        self.close()
 
     def _files(self) -> list[Path]:
         return sorted(self._parts.glob("part-*.parquet"))
@@ -123,6 +155,40 @@ class Journal:
             part.unlink()
         self._parts.rmdir()
         return num_rows
+
+
+def _take(path: Path) -> IO[str]:
+    """A file that is locked until it is closed, or until the process ends in any way."""
+    file = open(path, "a", encoding="utf-8")  # noqa: SIM115
+    try:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise ConfigError(
+            f"{path.parent}: is in use by another run; wait until it ends, or pass another --output"
+        ) from None
+    except (ImportError, OSError):
+        pass  # no such locks on this system or this drive
+    return file
+
+
+def _differences(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
+    """What differs between two settings, a line for each."""
+    keys = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
+    lines = []
+    for key in keys:
+        there, here = old.get(key), new.get(key)
+        if any(value and re.fullmatch(r"[0-9a-f]{32,}", value) for value in (there, here)):
+            lines.append(f"another {key.removeprefix('model ').removesuffix('_sha256')}")
+        else:
+            lines.append(f"{key}: the folder has {there}, this run has {here}")
+    of_model = [key for key in keys if key.startswith("model ")]
+    if of_model and not all(any(k.startswith("model ") for k in side) for side in (old, new)):
+        lines = [line for line, key in zip(lines, keys, strict=True) if key not in of_model]
+        lines.append("model: one of the two has no model")
+    return lines
 
 
 def _gathered(files: list[Path], num_rows: int) -> Iterator[list[pa.RecordBatch]]:

@@ -37,14 +37,14 @@ class Named:
 
     Attributes:
         sequence: on the strand that was taken.
-        strand: `plus` or `minus`.
+        strand: `plus` or `minus`; None where nothing tells.
         hits: the evidence.
         decision: None where there is no evidence.
         features: (ranks, features), what confidence is computed from.
     """
 
     sequence: str
-    strand: str
+    strand: str | None
     hits: Hits
     decision: Decision | None
     features: np.ndarray | None

@@ -7,7 +7,7 @@ options.
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -66,6 +66,7 @@ def open_namer(
         name=config.reference_name,
         version=config.reference_version,
         columns=config.reference_columns,
+        columns_option="reference_columns",
         header_taxonomy=config.header_taxonomy,
         heads=heads,
     )
@@ -98,19 +99,24 @@ def calibrate_namer(config: ClassifyConfig, namer: Namer) -> Calibration:
         fixed_thresholds=config.threshold,
     )
     if trials is not None and calibration.num_trials < _ENOUGH_TRIALS:
+        raised = config.num_trials < _ENOUGH_TRIALS
         log.warning(
             "confidence rests on %d left-out sequences only; below %d the precision of %g may not "
-            "hold. Raise --num-trials, or take a larger reference",
+            "hold. %s",
             calibration.num_trials,
             _ENOUGH_TRIALS,
             config.precision,
+            "Raise --num-trials" if raised else "A larger reference would allow more",
         )
     return calibration
 
 
-def tell_thresholds(calibration: Calibration) -> dict[str, float]:
-    """The least confidence that keeps a name, by rank."""
-    return {rank: round(float(t), 3) for rank, t in zip(RANKS, calibration.thresholds, strict=True)}
+def tell_thresholds(calibration: Calibration) -> dict[str, float | None]:
+    """The least confidence that keeps a name, by rank; None where no name holds the precision."""
+    return {
+        rank: round(least, 3) if least <= 1 else None
+        for rank, least in zip(RANKS, calibration.thresholds.tolist(), strict=True)
+    }
 
 
 def name_sequences(
@@ -144,6 +150,25 @@ def name_sequences(
         if namer.heads is not None:  # which read nothing else
             for at in np.flatnonzero(broken):
                 named[at] = Named(texts[at], strands[at], NO_HITS, None, None)
+    if strand == "both":
+        vectors = _forget_strands(named, distinct, vectors, embed)
     place = {sequence: at for at, sequence in enumerate(distinct)}
     which = [place[sequence] for sequence in sequences]
     return [named[at] for at in which], None if vectors is None else vectors[which]
+
+
+def _forget_strands(
+    named: list[Named],
+    given: Sequence[str],
+    vectors: np.ndarray | None,
+    embed: Callable[[list[str]], np.ndarray] | None,
+) -> np.ndarray | None:
+    """Show what aligns to nothing as it was given: shared words alone do not tell its strand."""
+    places = [at for at, item in enumerate(named) if item.decision is None]
+    turned = [at for at in places if named[at].sequence != given[at]]
+    for at in places:
+        named[at] = replace(named[at], sequence=given[at], strand=None)
+    if turned and embed is not None and vectors is not None:
+        vectors = vectors.copy()
+        vectors[turned] = embed([given[at] for at in turned])
+    return vectors

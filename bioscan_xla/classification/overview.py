@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 
 from ..reads.lineages import RANKS, Lineage
-from .counts import Counts, Sample
+from .counts import Counts
+from .record import is_unplaced
+from .samples import Sample
 
 NUM_BINS = 25
 _NUM_IDENTITIES = 1000
@@ -30,7 +32,7 @@ class NovelSequence:
 
     Attributes:
         sequence_id: its id.
-        says: a phrase such as "new genus in Comatulida".
+        says: a phrase such as "probably a new genus in Comatulida".
         score: novelty, 0 to 1.
         evidence: a sentence on its nearest reference.
         alignment: lines in threes: query, marks (`|` equal, `*` different, `-` gap), reference.
@@ -71,7 +73,7 @@ class Overview:
         num_sequences: rows.
         num_named: (ranks,) rows with a name.
         num_novel: rows that look new.
-        num_unplaced: rows that no reference aligns to well enough to be evidence.
+        num_unplaced: rows without any evidence.
         num_taxa: for each rank its distinct names, with their ancestors.
         lineages: number of each distinct lineage, as truncated.
         reads: reads of each lineage in samples that are no controls; 1 a sequence without counts.
@@ -129,7 +131,7 @@ def summarise(
         lineage = tuple(row[rank] for rank in RANKS)
         at = _count_lineage(result, lineage, row)
         _count_confidence(result, row)
-        result.num_unplaced += row["num_evidence"] == 0
+        result.num_unplaced += is_unplaced(row)
         if row["novelty_rank"] is not None:
             result.num_novel += 1
             _keep_largest(novel, (row["novelty"] or 0.0, -number, row), _NUM_NOVEL)
@@ -139,7 +141,7 @@ def summarise(
                 _count_samples(result, at, matrix[place])
         if row["control_reads"]:
             result.num_in_controls += 1
-            names = ", ".join(filter(None, lineage[-2:])) or "no name at genus or species"
+            names = ", ".join([name for name in lineage if name][-2:]) or "no name"
             inside = float(row["control_reads"])
             line = (row["sequence_id"], names, inside, float(row["reads"] or 0))
             _keep_largest(controls, (inside, -number, line), _NUM_CONTROLS)

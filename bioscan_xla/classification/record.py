@@ -7,14 +7,15 @@ where the reference knows no name; confidence never rises downwards.
 | column | what |
 |---|---|
 | sequence_id, source, row | of the input |
-| dna_sequence, length_bp, strand | the cleaned sequence on the strand that was taken |
+| dna_sequence, length_bp, strand | the cleaned sequence on the strand that was taken; as given,
+  and null, where no alignment tells the strand |
 | `<rank>` | name as truncated |
 | `best_<rank>` | name before truncation |
 | `confidence_<rank>` | 0 to 1, of `best_<rank>`; null where it has no name |
 | assigned_rank, confidence | deepest rank that was kept, and its confidence; null if unassigned |
 | novelty | probability that its genus is not in the reference; null without calibration |
 | novelty_rank | highest rank at which it looks new, null where it does not |
-| novelty_statement | in words: "new genus in Comatulida" |
+| novelty_statement | in words: "probably a new genus in Comatulida" |
 | novelty_trust | area under the ROC curve of novelty at this length, from left-out references |
 | identity, query_coverage | of the most identical reference, 0 to 1; null without evidence |
 | num_candidates, num_evidence | candidates, and those whose alignment is evidence |
@@ -27,7 +28,8 @@ where the reference knows no name; confidence never rises downwards.
 | control_reads | over the negative controls; null without counts |
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -41,6 +43,7 @@ from .reference import Reference
 
 _NUM_HITS = 10
 _NUM_DRAWN = 3
+_TRUSTED = 0.8  # area under the ROC curve from which novelty is stated without a caveat
 _NEW_RANKS = tuple(range(RANKS.index("order"), RANKS.index("species") + 1))
 
 HIT = pa.struct(
@@ -98,6 +101,12 @@ def lineage_text(names: Sequence[str | None]) -> str:
     """Names with `;` between, down to the last known one; `?` for a gap."""
     last = max((at for at, name in enumerate(names) if name), default=-1)
     return ";".join(name or "?" for name in names[: last + 1])
+
+
+def is_unplaced(row: Mapping[str, Any]) -> bool:
+    """True where nothing tells the lineage: no reference aligns to it, and no heads name it."""
+    nameless = all(row[f"confidence_{rank}"] is None for rank in RANKS)
+    return nameless and not row["num_evidence"]
 
 
 def make_records(
@@ -246,12 +255,12 @@ def _describe_novelty(
     if not new:
         return result
     parent = RANKS[new[0] - 1]
-    if record.get(f"best_{parent}") and record.get(parent) is None:
-        return result  # new within what, nothing tells
     above = [rank for rank in RANKS[: new[0]] if record.get(rank)]
-    within = f" in {record[above[-1]]}" if above else ""
-    doubt = "" if len(item.sequence) >= 300 else "; under 300 bp this is hardly reliable"
-    return result | {
-        "novelty_rank": RANKS[new[0]],
-        "novelty_statement": f"new {RANKS[new[0]]}{within}{doubt}",
-    }
+    words = f"probably a new {RANKS[new[0]]}"
+    if above:
+        words += f" in {record[above[-1]]}"
+    if record.get(f"best_{parent}") and record.get(parent) is None:
+        words += f", {parent} uncertain"
+    if np.isnan(trust) or trust < _TRUSTED:
+        words += "; at this length novelty is hard to tell"
+    return result | {"novelty_rank": RANKS[new[0]], "novelty_statement": words}

@@ -97,6 +97,7 @@ def load_reference(
     name: str | None = None,
     version: str | None = None,
     columns: dict[str, str] | None = None,
+    columns_option: str = "columns",
     header_taxonomy: str | None = None,
     heads: Heads | None = None,
 ) -> Reference:
@@ -108,6 +109,7 @@ def load_reference(
         name: what to call it; by default the file's name.
         version: what the user calls it.
         columns: our column name to the file's.
+        columns_option: the option that gave them, for messages.
         header_taxonomy: how FASTA headers write the lineage.
         heads: whose classes the tree must hold too. With heads `reference` may be empty.
 
@@ -127,7 +129,10 @@ def load_reference(
         )
         version = version or found_version
     else:
-        ids, sequences, lineages = _from_files(reference, columns or {}, header_taxonomy)
+        options = ReadOptions(
+            columns or {}, header_taxonomy=header_taxonomy, columns_option=columns_option
+        )
+        ids, sequences, lineages = _from_files(reference, options)
     classes = heads.lineages() if heads else []
     tree, all_leaves, conflicts = build_tree([*lineages, *classes])
     _warn_of_other_places(conflicts, lineages, classes, reference)
@@ -135,11 +140,7 @@ def load_reference(
     kept = np.flatnonzero(leaves != UNKNOWN)
     num_left_out = len(ids) - len(kept)
     if reference and not len(kept):
-        raise InputError(
-            f"{reference}: none of its {len(ids):,} sequences has a lineage; a reference needs the "
-            f"columns {', '.join(RANKS)}, or FASTA headers with a lineage (--header-taxonomy "
-            "sintax or silva)"
-        )
+        raise _no_lineages(reference, len(ids))
     if num_left_out:
         log.warning("%s: %d records without a usable name are left out", reference, num_left_out)
         ids = [ids[at] for at in kept]
@@ -162,6 +163,14 @@ def load_reference(
     if vectors is not None:
         result = result.with_vectors(vectors[kept], fingerprint or {})
     return result
+
+
+def _no_lineages(reference: str, count: int) -> InputError:
+    return InputError(
+        f"{reference}: none of its {count:,} sequences has a lineage; a reference needs the "
+        f"columns {', '.join(RANKS)}, or FASTA headers with a lineage (--header-taxonomy sintax or "
+        "silva)"
+    )
 
 
 def _warn_of_other_places(
@@ -250,11 +259,9 @@ def _from_table(
     )
 
 
-def _from_files(
-    reference: str, columns: dict[str, str], header_taxonomy: str | None
-) -> tuple[list[str], list[str], list[Lineage]]:
+def _from_files(reference: str, options: ReadOptions) -> tuple[list[str], list[str], list[Lineage]]:
     sources = expand_inputs(reference)
-    options = ReadOptions(columns=columns, header_taxonomy=header_taxonomy, chunk_rows=_CHUNK_ROWS)
+    options = replace(options, chunk_rows=_CHUNK_ROWS)
     ids: list[str] = []
     sequences: list[str] = []
     lineages: list[Lineage] = []

@@ -84,12 +84,13 @@ def find_shared_barcodes(reference: Reference) -> Iterator[Problem]:
 def find_mislabels(reference: Reference) -> Iterator[Problem]:
     """References whose name disagrees with all near neighbours, which agree with each other.
 
-    The only sequence of a genus or family is not suspected for that rank: its nearest neighbours
-    are of another one of necessity.
+    The only sequence of a genus or family, identical ones counted once, is not suspected for that
+    rank: its nearest neighbours are of another one of necessity.
     """
     index = KmerIndex(reference.sequences)
     lineages = [reference.tree.lineage(leaf) for leaf in reference.leaves]
-    sizes = Counter((rank, lineage[: rank + 1]) for lineage in lineages for rank in _SOLE_RANKS)
+    distinct = set(zip(reference.sequences, lineages, strict=True))
+    sizes = Counter((rank, lineage[: rank + 1]) for _, lineage in distinct for rank in _SOLE_RANKS)
 
     def suspect(row: int) -> Problem | None:
         problem = _suspect(reference, index, lineages, row)

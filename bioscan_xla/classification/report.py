@@ -18,10 +18,12 @@ import numpy as np
 
 from ..reads.lineages import RANKS, Lineage
 from .overview import Overview
+from .report_text import facts, lede_text, methods_text, novel_note, title_text
 
 _MOST_IDS = 30_000  # beyond that the ids alone would be larger than all else
 _MOST_GROUPS = 12
 _UNNAMED = "no name"
+_OTHER = "other"
 
 
 def write_report(path: str | Path, overview: Overview, run: Mapping[str, Any]) -> None:
@@ -50,24 +52,29 @@ def page_data(overview: Overview, run: Mapping[str, Any]) -> dict[str, Any]:
     rank, groups = _groups(lineages, reads)
     has_places = any(sample.latitude is not None for sample in overview.samples)
     return {
-        "title": _title(run),
-        "lede": _lede(overview, run),
+        "title": title_text(run),
+        "lede": lede_text(overview, run),
         "tiles": _tiles(overview),
         "ranks": RANKS,
         "lineages": lineages,
         "reads": reads.tolist(),
         "sequences": overview.sequences,
-        "groups": {"rank": RANKS[rank], "unnamed": _UNNAMED, "of_lineage": groups},
+        "groups": {
+            "rank": RANKS[rank],
+            "unnamed": _UNNAMED,
+            "other": _OTHER,
+            "of_lineage": groups,
+        },
         "counts": _counts(overview),
         "samples": _samples(overview, groups),
         "coastline": _coastline() if has_places else None,
         **_points(overview, RANKS[rank]),
         "by_rank": [_rank(overview, run, rank) for rank in range(len(RANKS))],
         "novel": [vars(item) for item in overview.novel],
-        "novel_note": _novel_note(overview, run),
+        "novel_note": novel_note(overview, run),
         "controls": _controls(overview, run),
         "methods": methods_text(run),
-        "facts": _facts(run),
+        "facts": facts(run),
     }
 
 
@@ -76,36 +83,16 @@ def _pack(values: Any, kind: Any) -> str:
     return base64.b64encode(np.ascontiguousarray(little).tobytes()).decode()
 
 
-def _title(run: Mapping[str, Any]) -> str:
-    inputs = run["options"]["input"]
-    names = [Path(name).name for name in inputs]
-    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
-
-
-def _reference_name(run: Mapping[str, Any]) -> str:
-    reference = run["reference"]
-    return " ".join(filter(None, (reference["name"], reference["version"])))
-
-
-def _lede(overview: Overview, run: Mapping[str, Any]) -> str:
-    reference = run["reference"]
-    return (
-        f"{overview.num_sequences:,} sequences, named by the {reference['sequences']:,} references "
-        f"of {_reference_name(run)}. Lineages are cut so that about "
-        f"{run['options']['precision']:.0%} of the names were right in a test on "
-        f"{run['calibration_trials']:,} left-out references."
-    ).replace("%", " %")
-
-
 def _tiles(overview: Overview) -> list[tuple[str, str, str]]:
     count = overview.num_sequences
-    tiles = [("sequences", f"{count:,}", f"{len(overview.lineages):,} lineages")]
+    tiles = [("sequences", f"{count:,}", _several(len(overview.lineages), "lineage"))]
     for rank in ("species", "genus", "family"):
         at = RANKS.index(rank)
         share = overview.num_named[at] / max(1, count)
         taxa = len(overview.num_taxa[at])
-        tiles.append((f"named to {rank}", f"{100 * share:.0f} %", f"{taxa:,} taxa"))
-    unplaced = f"without any reference: {overview.num_unplaced:,}" if overview.num_unplaced else ""
+        word = "taxon" if taxa == 1 else "taxa"
+        tiles.append((f"named to {rank}", f"{100 * share:.0f} %", f"{taxa:,} {word}"))
+    unplaced = f"without evidence: {overview.num_unplaced:,}" if overview.num_unplaced else ""
     tiles.append(("look new", f"{overview.num_novel:,}", unplaced))
     if overview.samples:
         controls = sum(sample.is_control for sample in overview.samples)
@@ -114,6 +101,10 @@ def _tiles(overview: Overview) -> list[tuple[str, str, str]]:
         )
         tiles.append(("samples", f"{len(overview.samples) - controls:,}", small))
     return tiles
+
+
+def _several(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def _groups(lineages: Sequence[Lineage], reads: np.ndarray) -> tuple[int, list[str]]:
@@ -159,6 +150,9 @@ def _samples(overview: Overview, groups: Sequence[str]) -> list[dict[str, Any]]:
     for at, sample in enumerate(overview.samples):
         total = float(sums[at].sum())
         shares = [(distinct[g], float(sums[at, g]) / total) for g in order if sums[at, g]]
+        rest = 1 - sum(share for _, share in shares)
+        if shares and rest > 1e-6:
+            shares.append((_OTHER, rest))
         result.append(
             {
                 "name": sample.name,
@@ -233,29 +227,8 @@ def _rank(overview: Overview, run: Mapping[str, Any], rank: int) -> dict[str, An
         "cut": overview.cut[rank].tolist(),
         "share": float(overview.num_named[rank] / max(1, overview.num_sequences)),
         "identity": middle,
-        "threshold": min(1.0, run["thresholds"][RANKS[rank]]),
+        "threshold": run["thresholds"][RANKS[rank]],
     }
-
-
-def _novel_note(overview: Overview, run: Mapping[str, Any]) -> str:
-    trust = [
-        f"{band} {value:.2f}" for band, value in run["novelty_trust"].items() if value is not None
-    ]
-    told = (
-        " How well the novelty score tells left-out genera from known ones, by length "
-        f"(1 is perfect, 0.5 is chance): {', '.join(trust)}."
-        if trust
-        else ""
-    )
-    shown = " The most novel are shown." if len(overview.novel) < overview.num_novel else ""
-    unplaced = (
-        f" Sequences that align to nothing in the reference: {overview.num_unplaced:,}. They are "
-        "of another marker or group, artefacts, or far from all that is known; they are not in "
-        "this list."
-        if overview.num_unplaced
-        else ""
-    )
-    return f"Sequences that look new: {overview.num_novel:,}.{shown}{unplaced}{told}"
 
 
 def _controls(overview: Overview, run: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -273,43 +246,3 @@ def _controls(overview: Overview, run: Mapping[str, Any]) -> dict[str, Any] | No
         f"likely a contaminant.{more}",
         "rows": overview.controls,
     }
-
-
-def methods_text(run: Mapping[str, Any]) -> str:
-    """A paragraph for the methods section of a paper."""
-    options, reference = run["options"], run["reference"]
-    thresholds = ", ".join(f"{rank} {value:.2f}" for rank, value in run["thresholds"].items())
-    model = f" Vectors were made with {run['model']['model']}." if run.get("model") else ""
-    cut = (
-        f"the confidence that gave a precision of {options['precision']:.0%} on "
-        f"{run['calibration_trials']:,} references that were left out, whole genera among them"
-        if run["calibration_trials"]
-        else "the confidence that was asked for"
-    )
-    return (
-        f"Sequences were classified with {run['program']} against "
-        f"{_reference_name(run)} ({reference['sequences']:,} sequences; SHA-256 "
-        f"{reference['content_hash'][:16]}). {run['method'].split(': ', 1)[-1].capitalize()}."
-        f"{model} Up to {options['num_candidates']} candidates by each way were aligned with free "
-        "end gaps; identity is the share of matching columns without end gaps, and an alignment "
-        f"that covers less than {options['min_coverage']:.0%} of the shorter sequence was not used "
-        f"as evidence. Lineages were cut at {cut} (least confidence by rank: {thresholds}), "
-        f"expecting {options['novel_share']:.0%} of the sequences to be of genera absent from the "
-        "reference."
-    ).replace("%", " %")
-
-
-def _facts(run: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Names and values, nothing that is empty."""
-    reference = run["reference"]
-    told = {
-        "program": run["program"],
-        "command": run.get("command"),
-        "reference": _reference_name(run),
-        "reference SHA-256": reference["content_hash"],
-        "references left out": reference["left_out"] or None,
-        "model": (run.get("model") or {}).get("model"),
-        "rejected": ", ".join(f"{why}: {n:,}" for why, n in run["rejected"].items()),
-        "versions": ", ".join(f"{name} {value}" for name, value in run["versions"].items()),
-    }
-    return [(name, str(value)) for name, value in told.items() if value]

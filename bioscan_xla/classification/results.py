@@ -20,14 +20,15 @@ from .. import __version__
 from ..errors import InputError
 from ..options import ClassifyConfig
 from ..reads.lineages import RANKS
-from .counts import Counts, Sample, read_counts, read_samples
+from .counts import Counts, read_counts
 from .darwin_core import write_archive
 from .formats import write_biom, write_phyloseq, write_texts
 from .journal import Journal, read_rows
 from .overview import summarise
-from .record import SCHEMA
+from .record import SCHEMA, is_unplaced
 from .reference import Reference
 from .report import write_report
+from .samples import Sample, read_samples
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +59,8 @@ def read_sampling(config: ClassifyConfig) -> Sampling | None:
     counts = read_counts(config.table)
     if config.samples:
         samples = read_samples(config.samples, counts.samples)
+        if not config.target_gene and not all(s.fields.get("target_gene") for s in samples):
+            log.warning("dwca.zip will lack the marker; name it with --target-gene '12S rRNA'")
     else:
         samples = [Sample(name) for name in counts.samples]
     unknown = [s.name for s in samples if config.samples and not s.fields]
@@ -148,10 +151,7 @@ def write_results(
     counts, samples = sampling.counts, sampling.samples
     matched = result.pop("with_counts")
     if not matched:
-        raise InputError(
-            f"{config.table}: none of its rows, such as {counts.ids[0]!r}, is a sequence of the "
-            "input; the ids must be the same. The names are in classified.parquet"
-        )
+        raise _no_match(folder, config.table or "", counts)
     if matched < len(counts.ids):
         log.warning(
             "%d rows of %s match no sequence of the input", len(counts.ids) - matched, config.table
@@ -178,15 +178,30 @@ def write_results(
     return result
 
 
+def _no_match(folder: Path, table: str, counts: Counts) -> InputError:
+    names = set(counts.samples)
+    turned = any(row["sequence_id"] in names for row in read_rows(folder, ["sequence_id"]))
+    remedy = (
+        "its columns are; transpose it, so that rows are sequences and columns samples"
+        if turned
+        else "the ids must be the same"
+    )
+    return InputError(
+        f"{table}: none of its rows, such as {counts.ids[0]!r}, is a sequence of the input; "
+        f"{remedy}. The names are in classified.parquet"
+    )
+
+
 def _count_names(rows: Iterator[dict]) -> dict[str, Any]:
     named: Counter = Counter()
     tally: Counter = Counter(
-        with_counts=0, in_controls=0, novel=0, tied=0, reversed=0, contradictions=0
+        with_counts=0, in_controls=0, unplaced=0, novel=0, tied=0, reversed=0, contradictions=0
     )
     for row in rows:
         named.update(rank for rank in RANKS if row[rank])
         tally["with_counts"] += row["reads"] is not None
         tally["in_controls"] += bool(row["control_reads"])
+        tally["unplaced"] += is_unplaced(row)
         tally["novel"] += row["novelty_rank"] is not None
         tally["tied"] += row["tied_rank"] is not None
         tally["reversed"] += row["strand"] == "minus"

@@ -77,15 +77,37 @@ def classify(
     known_taxa = read_known_taxa(config.known_taxa) if config.known_taxa else {}
     encoder, namer = (opened.encoder, opened.namer) if opened else open_namer(config)
     reference = namer.reference
-    journal = Journal(config.output, _settings(config, reference, encoder, namer.heads))
-    calibration = opened.calibration if opened else calibrate_namer(config, namer)
-    tally, broken = _name_input(
-        config, names, namer, encoder, calibration, journal, stop, on_progress
-    )
-    failures += [broken] if broken else []  # the records before the damage are named and written
-    result: dict[str, Any] = {
-        "program": f"bioscan_xla {__version__}",
-        "command": command,
+    settings = _settings(config, reference, encoder, namer.heads)
+    sources = None if failures else set(names.values())  # a file that is away is told below
+    with Journal(config.output, settings, sources) as journal:
+        calibration = opened.calibration if opened else calibrate_namer(config, namer)
+        tally, broken = _name_input(
+            config, names, namer, encoder, calibration, journal, stop, on_progress
+        )
+        # The records before the damage are named and written.
+        failures += [broken] if broken else []
+        result: dict[str, Any] = {"program": f"bioscan_xla {__version__}", "command": command}
+        result |= _describe(config, reference, encoder, calibration, tally)
+        if not tally["interrupted"]:
+            result |= write_results(config, journal, reference, sampling, known_taxa, result)
+            write_page(config.output, sampling, result)
+        result["seconds"] = round(time.monotonic() - started, 1)
+        text = json.dumps(result, indent=1, ensure_ascii=False) + "\n"
+        (Path(config.output) / "run.json").write_text(text, encoding="utf-8")
+    if failures:
+        raise InputError("; ".join(map(str, failures)))
+    return result
+
+
+def _describe(
+    config: ClassifyConfig,
+    reference: Reference,
+    encoder: "Encoder | None",
+    calibration: Calibration,
+    tally: Counter,
+) -> dict[str, Any]:
+    """What run.json says of a run before its results."""
+    return {
         "options": asdict(config),
         "reference": {
             "name": reference.name,
@@ -104,15 +126,6 @@ def classify(
         "rejected": {k[9:]: n for k, n in tally.items() if k.startswith("rejected:")},
         "interrupted": tally["interrupted"] or None,
     }
-    if not tally["interrupted"]:
-        result |= write_results(config, journal, reference, sampling, known_taxa, result)
-        write_page(config.output, sampling, result)
-    result["seconds"] = round(time.monotonic() - started, 1)
-    text = json.dumps(result, indent=1, ensure_ascii=False) + "\n"
-    (Path(config.output) / "run.json").write_text(text, encoding="utf-8")
-    if failures:
-        raise InputError("; ".join(map(str, failures)))
-    return result
 
 
 def method_text(config: ClassifyConfig, encoder: "Encoder | None") -> str:

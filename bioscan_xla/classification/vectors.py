@@ -78,7 +78,13 @@ def _load(config: ClassifyConfig, reference: Reference) -> "Encoder":
     if config.model is None:
         from ..table.embedding_function import load_as
 
-        return load_as(reference.fingerprint or {}, device=config.device)
+        made_by = reference.fingerprint or {}
+        if config.dtype not in (None, made_by.get("dtype")):
+            raise ModelError(
+                f"dtype {config.dtype}: {config.reference} was embedded in {made_by.get('dtype')}; "
+                "leave out --dtype, or pass --model too, and its sequences are embedded again"
+            )
+        return load_as(made_by, device=config.device)
     from ..encode.encoder import load_encoder
     from ..encode.model_files import split_finetuned
     from ..encode.runtime import open_device

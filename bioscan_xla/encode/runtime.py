@@ -84,7 +84,7 @@ def open_device(
     """
     kind, why = choose(name)
     if dtype == "int8" and name == "auto":
-        kind, why = "cpu", "int8 is computed on CPUs only"
+        kind, why = "cpu", "int8 needs one"
     if dtype is None:
         dtype = "bfloat16" if kind != "cpu" or cpu_has_bfloat16() else "float32"
     if dtype not in DTYPES:

@@ -148,6 +148,17 @@ class ClassifyConfig:
                 "no reference given; pass --reference with a database made by embed or a "
                 "labelled FASTA or Parquet file"
             )
+        if self.model is not None and self.method == "neighbours" and self.candidates == "kmer":
+            raise ConfigError(
+                "model finds candidates by vector, and candidates kmer uses no vectors; leave out "
+                "one of the two"
+            )
+        for name in ("known_taxa", "target_gene"):
+            if getattr(self, name) is not None and not (self.table and self.samples):
+                raise ConfigError(
+                    f"{name} is for the Darwin Core archive, which needs counts and samples; pass "
+                    "--table and --samples too"
+                )
         if self.samples and not self.table:
             raise ConfigError("samples describe the columns of a count table; pass --table too")
         if self.remove_controls and not self.samples:

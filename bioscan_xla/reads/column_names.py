@@ -1,7 +1,7 @@
 """What a column was probably meant to be called.
 
 Input: the columns that are missing and those that a file has.
-Output: the `--columns` option that would name them.
+Output: the mapping that would name them.
 Invariants: no column of the file is suggested twice.
 """
 
@@ -23,14 +23,14 @@ _LEAST_LIKENESS = 0.6
 
 
 def suggest_columns(missing: Sequence[str], names: Sequence[str]) -> str | None:
-    """`--columns dna_sequence=dna_seq sequence_id=ID`, or None if no column is similar."""
+    """`dna_sequence=dna_seq sequence_id=ID`, or None if no column is similar."""
     free = list(names)
     pairs = []
     for our in missing:
         if near := _nearest(our, free):
             free.remove(near)
             pairs.append(f"{our}={near}")
-    return f"--columns {' '.join(pairs)}" if pairs else None
+    return " ".join(pairs) or None
 
 
 def _nearest(our: str, names: Sequence[str]) -> str | None:

@@ -112,13 +112,14 @@ def check_columns(source: str, schema: pa.Schema, options: ReadOptions) -> dict[
     }
     missing = [our for our, theirs in ours.items() if theirs not in schema.names]
     hint = suggest_columns(missing, schema.names)
+    option = "--" + options.columns_option.replace("_", "-")
     if missing:
         names = " or ".join(repr(ours[our]) for our in missing)
         raise InputError(
             f"{source}: has no column {names}; it has {', '.join(schema.names)}. "
-            + (f"Perhaps: {hint}" if hint else "Name the right one with --columns")
+            + (f"Perhaps: {option} {hint}" if hint else f"Name the right one with {option}")
         )
-    require_columns(source, schema, list(options.columns.values()), "columns")
+    require_columns(source, schema, list(options.columns.values()), option[2:])
     require_columns(source, schema, options.keep, "keep")
     wanted = {name: options.name(name) for name in (*RANKS, *POSITIONS)}
     wanted |= {name: name for name in options.keep}
@@ -126,12 +127,12 @@ def check_columns(source: str, schema: pa.Schema, options: ReadOptions) -> dict[
     _refuse_doubled(source, schema, [*ours.values(), *wanted.values()])
     for our, theirs in (ours | wanted).items():
         if our not in options.keep:
-            _check_type(source, schema.field(theirs), our)
-    _mention_unread(schema, wanted)
+            _check_type(source, schema.field(theirs), our, option)
+    _mention_unread(schema, wanted, option)
     return wanted
 
 
-def _check_type(source: str, field: pa.Field, our: str) -> None:
+def _check_type(source: str, field: pa.Field, our: str, option: str) -> None:
     kind = field.type.value_type if pt.is_dictionary(field.type) else field.type
     usable = pt.is_null(kind) or is_text(kind)
     needed = "text"
@@ -147,7 +148,7 @@ def _check_type(source: str, field: pa.Field, our: str) -> None:
     if not usable:
         raise InputError(
             f"{source}: column {field.name!r} is of type {field.type}, and {our} must be {needed}; "
-            f"convert it, or name another with --columns {our}=NAME"
+            f"convert it, or name another with {option} {our}=NAME"
         )
 
 
@@ -157,19 +158,19 @@ def is_text(kind: pa.DataType) -> bool:
     return any(test(kind) for test in tests) or kind in (pa.string_view(), pa.binary_view())
 
 
-def _mention_unread(schema: pa.Schema, wanted: dict[str, str]) -> None:
+def _mention_unread(schema: pa.Schema, wanted: dict[str, str], option: str) -> None:
     """Log which columns are probably ranks or positions under another name."""
     absent = [our for our in (*RANKS, *POSITIONS) if our not in wanted]
     free = [name for name in schema.names if name not in wanted.values()]
     by_case = {name.lower(): name for name in free}
     alike = [f"{our}={by_case[our]}" for our in absent if our in by_case]
     if alike:
-        _mention_columns(" ".join(alike))
+        _mention_columns(f"{option} {' '.join(alike)}")
 
 
 @functools.cache  # once per run, not for every file
-def _mention_columns(columns: str) -> None:
-    log.warning("unrecognised columns are ignored; to read them: --columns %s", columns)
+def _mention_columns(words: str) -> None:
+    log.warning("unrecognised columns are ignored; to read them: %s", words)
 
 
 def read_parquet(

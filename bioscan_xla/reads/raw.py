@@ -31,6 +31,7 @@ class ReadOptions:
         min_length_bp: shortest usable sequence after cleaning.
         max_n_fraction: largest usable share of N after cleaning.
         chunk_rows: rows read at a time.
+        columns_option: the option that gave `columns`, for messages.
     """
 
     columns: Mapping[str, str] = field(default_factory=dict)
@@ -39,6 +40,7 @@ class ReadOptions:
     min_length_bp: int = 20
     max_n_fraction: float = 0.5
     chunk_rows: int = 1024
+    columns_option: str = "columns"
 
     def __post_init__(self):
         """Refuse contradictory options."""
@@ -46,7 +48,7 @@ class ReadOptions:
         unknown = sorted(set(self.columns) - set(ours))
         if unknown:
             raise ConfigError(
-                f"columns maps {unknown[0]!r}, which is not a column of the table; "
+                f"{self.columns_option} maps {unknown[0]!r}, which is not a column of the table; "
                 f"it can map {', '.join(ours)}"
             )
         taken = sorted(set(self.keep) & {*ours, "source", "row", "vector"})

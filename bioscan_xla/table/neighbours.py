@@ -57,7 +57,7 @@ def open_table(uri: str, name: str = "embeddings") -> Any:
     except (OSError, RuntimeError, ValueError) as error:
         raise TableError(f"{uri}: cannot be opened ({first_line(error)})") from error
     known = f"it has {', '.join(names)}" if names else "it has no tables"
-    raise TableError(f"{uri}: has no table {name!r}; {known}. Check --db and --table")
+    raise TableError(f"{uri}: has no table {name!r}; {known}")
 
 
 def open_or_create(database: Any, name: str, schema: pa.Schema) -> Any:

@@ -52,6 +52,7 @@ groupOf.forEach((group, l) => groupTotals.set(group, (groupTotals.get(group) || 
 const groupNames = [...groupTotals.keys()].sort((a, b) => groupTotals.get(b) - groupTotals.get(a));
 const hueOf = new Map(groupNames.filter((name) => name !== D.groups.unnamed).map((name, i) => [name, i]));
 function colour(group, light = 58) {
+  if (group === D.groups.other) return `hsl(205 12% ${light - 24}%)`;
   if (!hueOf.has(group)) return `hsl(205 8% ${light}%)`;
   const at = hueOf.get(group), round = Math.floor(at / HUES.length);
   return `hsl(${HUES[at % HUES.length] + 9 * round} ${62 - 14 * (round % 3)}% ${light}%)`;
@@ -207,6 +208,7 @@ if (!sites.length && !deep.length) hide("places");
 else {
   if (sites.length) drawMap(); else $("map").parentElement.remove();
   if (deep.length) drawDepth(); else $("depth").parentElement.remove();
+  drawKey();
   let width = innerWidth;
   addEventListener("resize", () => {
     if (innerWidth === width) return;
@@ -262,35 +264,65 @@ function drawMap() {
     dot.setAttribute("aria-label", site.name);
     svg.append(dot);
   }
-  $("map-caption").textContent = `${sites.length} samples with a position. Area: reads; colour: the most frequent ${D.groups.rank}. Choose one to see its composition.`;
+  $("map-caption").textContent = `${sites.length === 1 ? "1 sample" : sites.length + " samples"} with a position. Area: reads; colour: the most frequent ${D.groups.rank}. Choose one to see its composition.`;
+}
+function depthRows() { // one of each sample, or of each range of depths where there are many
+  const ordered = [...deep].sort((a, b) => a.depth - b.depth);
+  if (ordered.length <= 80) return ordered.map((s) => ({ label: `${format(s.depth)} m`, name: s.name, groups: s.groups, sample: s.index }));
+  const most = Math.max(...deep.map((s) => s.depth)), step = [10, 20, 50, 100, 200, 500].find((s) => most / s <= 40) || 1000;
+  const ranges = new Map();
+  for (const s of ordered) {
+    const first = Math.floor(s.depth / step) * step;
+    if (!ranges.has(first)) ranges.set(first, { label: `${format(first)}–${format(first + step)} m`, reads: 0, samples: 0, sums: new Map() });
+    const range = ranges.get(first);
+    range.samples += 1;
+    range.reads += s.reads;
+    for (const [group, share] of s.groups) range.sums.set(group, (range.sums.get(group) || 0) + share * s.reads);
+  }
+  return [...ranges.values()].map((range) => ({
+    label: range.label, name: `${range.samples} samples`, sample: null,
+    groups: [...range.sums].map(([group, reads]) => [group, reads / range.reads]),
+  }));
 }
 function drawDepth() {
-  const svg = $("depth"), W = Math.round(svg.clientWidth) || 420, H = 430, LEFT = 58, TOP = 22;
+  const rows = depthRows(), svg = $("depth"), W = Math.round(svg.clientWidth) || 420, TOP = 24;
+  const LEFT = rows.length && rows[0].sample === null ? 104 : 62;
+  const ROW = Math.max(7, Math.min(26, 400 / rows.length)), H = TOP + ROW * rows.length + 4;
   svg.replaceChildren();
   svg.setAttribute("viewBox", `0 0 ${W} ${H}`);
-  const most = Math.max(...deep.map((s) => s.depth), 1);
-  const Y = (depth) => TOP + ((H - TOP - 16) * depth) / most;
-  const step = [10, 20, 50, 100, 200, 500, 1000, 2000].find((s) => most / s <= 8) || 5000;
-  for (let depth = 0; depth <= most; depth += step) svg.append(draw("line", { class: "axis", x1: LEFT, x2: W, y1: Y(depth), y2: Y(depth) }), draw("text", { x: LEFT - 6, y: Y(depth) + 4, "text-anchor": "end" }, `${format(depth)} m`));
-  svg.append(draw("text", { x: LEFT, y: 12 }, `share of the reads by ${D.groups.rank}`));
-  const thick = Math.max(2, Math.min(14, (H - TOP - 16) / deep.length - 1.5));
-  // Samples of one depth lie below each other; the last are moved up where there is no room.
-  const ordered = [...deep].sort((a, b) => a.depth - b.depth), tops = [];
-  for (const sample of ordered) tops.push(Math.max(Y(sample.depth), tops.length ? tops[tops.length - 1] + thick + 1.5 : 0));
-  for (let i = tops.length - 1, limit = H - thick / 2 - 2; i >= 0; i--, limit -= thick + 1.5) tops[i] = Math.min(tops[i], limit);
-  for (const [i, sample] of ordered.entries()) {
-    const bar = draw("g", { class: "site", "data-sample": sample.index, style: "stroke-width:0" });
+  svg.append(draw("text", { x: LEFT - 8, y: 14, "text-anchor": "end" }, "depth"), draw("text", { x: LEFT, y: 14 }, `share of the reads by ${D.groups.rank}`));
+  let labelled = -Infinity;
+  for (const [i, row] of rows.entries()) {
+    const y = TOP + i * ROW;
+    if (y - labelled >= 13) { svg.append(draw("text", { x: LEFT - 8, y: y + ROW / 2 + 4, "text-anchor": "end" }, row.label)); labelled = y; }
+    const bar = draw("g", { class: "site", style: "stroke-width:0" });
     let x = LEFT;
-    for (const [group, share] of sample.groups) {
+    for (const [group, share] of row.groups) {
       const width = share * (W - LEFT - 4);
-      bar.append(draw("rect", { x, y: tops[i] - thick / 2, width, height: thick, fill: colour(group) }));
+      bar.append(draw("rect", { x, y: y + 1, width, height: ROW - 2, fill: colour(group) }));
       x += width;
     }
-    bar.append(draw("title", {}, `${sample.name}, ${format(sample.depth)} m: ${sample.groups.slice(0, 3).map(([name, share]) => `${name} ${percent(share)}`).join(", ")}`));
-    onActivate(bar, () => chooseSample(chosen === sample.index ? -1 : sample.index));
-    bar.setAttribute("aria-label", `${sample.name}, ${format(sample.depth)} metres`);
+    if (!row.groups.length) bar.append(draw("text", { x: LEFT, y: y + ROW / 2 + 4 }, "no reads"));
+    bar.append(draw("title", {}, `${row.name}, ${row.label}: ${row.groups.slice(0, 3).map(([name, share]) => `${name} ${percent(share)}`).join(", ")}`));
+    bar.setAttribute("aria-label", `${row.name}, ${row.label}`);
+    if (row.sample !== null) {
+      bar.setAttribute("data-sample", row.sample);
+      onActivate(bar, () => chooseSample(chosen === row.sample ? -1 : row.sample));
+    }
     svg.append(bar);
   }
+  $("depth-caption").textContent = rows.length && rows[0].sample === null
+    ? "A bar is the composition of all samples of a range of depths, together."
+    : "A bar is the composition of one sample; the shallowest is at the top. Choose one to see it above.";
+}
+function drawKey() { // what the colours of map and depths mean
+  const seen = new Set(D.samples.flatMap((s) => s.groups.map(([group]) => group)));
+  const order = [...groupNames.filter((name) => hueOf.has(name)), D.groups.unnamed, D.groups.other].filter((name) => seen.has(name));
+  $("key").replaceChildren(...order.map((name) => {
+    const dot = make("b");
+    dot.style.background = colour(name);
+    return make("span", {}, dot, name);
+  }));
 }
 
 // ---- vectors
@@ -406,7 +438,7 @@ for (const rank of D.by_rank) {
 
 // ---- novel, controls, methods
 $("novel-note").textContent = D.novel_note;
-if (!D.novel.length) $("novel-list").append(make("p", { class: "note" }, "No sequence looks new at the novelty level of this run."));
+if (!D.novel.length) $("novel-list").append(make("p", { class: "note" }, "No sequence looks new."));
 for (const item of D.novel) {
   const block = make("div", { class: "alignment" });
   for (const line of item.alignment) {

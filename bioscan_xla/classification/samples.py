@@ -1,0 +1,191 @@
+"""What is known of the samples of a count table.
+
+Input: sample metadata, FAIRe or plain. Output: a `Sample` for each column of the table.
+Invariants: samples keep the table's order; a negative control is known by its category; a value
+such as "not applicable" counts as missing.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import date
+from pathlib import Path
+
+from ..errors import InputError
+from .counts import table_lines
+
+_NO_VALUE = re.compile(
+    r"^(|na|n/a|nan|null|none|unknown|not applicable|not collected|not provided|not recorded"
+    r"|missing.*|restricted access)$",
+    re.IGNORECASE,
+)
+_CONTROL = re.compile(r"negative|blank|\bntc\b|no.template|^neg|^control$", re.IGNORECASE)
+_YES = re.compile(r"^(true|yes|y|1)$", re.IGNORECASE)
+_DATE = re.compile(
+    r"^\d{4}(-\d\d(-\d\d(T\d\d[\d:.,]*(Z|[+-]\d\d[\d:]*)?)?)?)?(/\d\d[\dT:.,Z+-]*)?$"
+)
+_ALIASES = {
+    "latitude": ("decimalLatitude", "latitude", "lat"),
+    "longitude": ("decimalLongitude", "longitude", "lon", "long"),
+    "min_depth_m": ("minimumDepthInMeters", "depth", "depth_m", "min_depth_m"),
+    "max_depth_m": ("maximumDepthInMeters", "max_depth_m", "depth", "depth_m"),
+    "date": ("eventDate", "collection_date", "date", "event_date"),
+    "category": (
+        "samp_category",
+        "sample_category",
+        "category",
+        "sample_type",
+        "sample-type",
+        "sampletype",
+        "type",
+    ),
+    "control": ("control", "is_control", "negative_control", "is_negative_control"),
+}
+_SAMPLE_IDS = ("samp_name", "sample-id", "sample_id", "sampleid", "sample id", "sample", "id")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A column of the count table.
+
+    Attributes:
+        name: as the count table has it.
+        fields: all metadata that have a value.
+        latitude: degrees north.
+        longitude: degrees east.
+        min_depth_m: metres below the surface.
+        max_depth_m: metres below the surface.
+        date: ISO 8601, a day, a time or an interval.
+        category: of the sample; None if not given.
+        is_control: True for negative controls, by a word such as "negative control" or "blank" in
+            the category or in a column for controls, or by "yes" in the latter.
+    """
+
+    name: str
+    fields: Mapping[str, str] = field(default_factory=dict)
+    latitude: float | None = None
+    longitude: float | None = None
+    min_depth_m: float | None = None
+    max_depth_m: float | None = None
+    date: str | None = None
+    category: str | None = None
+    is_control: bool = False
+
+
+def read_samples(paths: Sequence[str], names: Sequence[str]) -> list[Sample]:
+    """What is known of the columns of a count table.
+
+    Args:
+        paths: metadata files. Where the table's columns are libraries, one file says which sample
+            each came from (FAIRe's `lib_id` and `samp_name`).
+        names: columns of the count table.
+
+    Raises:
+        InputError: no file names any of the columns, or a position is not a number.
+    """
+    tables = [_read_metadata(path) for path in paths]
+    found: dict[str, dict[str, str]] = {}
+    best = _best_key(tables, names)
+    if best is None:
+        raise InputError(
+            f"{', '.join(paths)}: no column names the samples of the count table, such as "
+            f"{names[0]!r}; add the file that links libraries to samples (FAIRe's experiment run "
+            "metadata with lib_id and samp_name)"
+        )
+    place, key = best
+    by_sample: list[dict[str, dict[str, str]]] = []
+    for at, rows in enumerate(tables):
+        column = _sample_column(rows)
+        if at != place and column:
+            by_sample.append({row[column]: row for row in rows if row.get(column)})
+    linked = _sample_column(tables[place])
+    for row in tables[place]:
+        if row.get(key):
+            merged: dict[str, str] = {}
+            for other in by_sample:
+                merged |= other.get(row.get(linked or key, ""), {})
+            found[row[key]] = {**row, **merged}
+    return [_make_sample(name, found.get(name, {}), paths) for name in names]
+
+
+def _read_metadata(path: str) -> list[dict[str, str]]:
+    if not Path(path).is_file():
+        raise InputError(f"{path}: no such metadata file; check the path")
+    lines = table_lines(path)
+    header = next(lines, [])
+    rows = []
+    for cells in lines:
+        pairs = zip(header, cells, strict=False)
+        rows.append({k: v.strip() for k, v in pairs if k and not _NO_VALUE.match(v.strip())})
+    return rows
+
+
+def _sample_column(rows: Sequence[Mapping[str, str]]) -> str | None:
+    columns = {name.lower(): name for row in rows for name in row}
+    return next((columns[name] for name in _SAMPLE_IDS if name in columns), None)
+
+
+def _best_key(
+    tables: Sequence[Sequence[Mapping[str, str]]], names: Sequence[str]
+) -> tuple[int, str] | None:
+    wanted = set(names)
+    hits: dict[tuple[int, str], int] = {}
+    for at, rows in enumerate(tables):
+        for row in rows:
+            for column, value in row.items():
+                if value in wanted:
+                    hits[at, column] = hits.get((at, column), 0) + 1
+    return max(hits, key=lambda key: hits[key]) if hits else None
+
+
+def _make_sample(name: str, fields: Mapping[str, str], paths: Sequence[str]) -> Sample:
+    lower = {column.lower(): column for column in fields}
+
+    def value(kind: str) -> str | None:
+        columns = (lower.get(alias.lower()) for alias in _ALIASES[kind])
+        return next((fields[column] for column in columns if column), None)
+
+    def number(kind: str, limit: float) -> float | None:
+        text = value(kind)
+        if text is None:
+            return None
+        try:
+            result = float(text)
+        except ValueError:
+            result = float("nan")
+        if not abs(result) <= limit:
+            raise InputError(
+                f"{', '.join(paths)}: {kind} of sample {name!r} is {text!r}; it must be a number "
+                f"from -{limit:g} to {limit:g}"
+            )
+        return result
+
+    category, control, when = value("category"), value("control"), value("date")
+    if when is not None and not _is_date(when := when.replace(" ", "T")):
+        raise InputError(
+            f"{', '.join(paths)}: date of sample {name!r} is {value('date')!r}; write it as ISO "
+            "8601, such as 2024-05-31 or 2024-05-31T14:30Z"
+        )
+    return Sample(
+        name,
+        dict(fields),
+        number("latitude", 90),
+        number("longitude", 180),
+        number("min_depth_m", 12_000),
+        number("max_depth_m", 12_000),
+        when,
+        category,
+        any(_CONTROL.search(word) for word in (category, control) if word)
+        or bool(control and _YES.match(control)),
+    )
+
+
+def _is_date(text: str) -> bool:
+    """True for a day, a time or an interval in ISO 8601."""
+    if not _DATE.match(text):
+        return False
+    try:
+        date.fromisoformat((text.split("T")[0].split("/")[0] + "-01-01")[:10])
+    except ValueError:
+        return False
+    return True
