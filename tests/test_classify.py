@@ -14,6 +14,7 @@ import pytest
 
 from bioscan_xla import run_classification_pipeline
 from bioscan_xla.classification.journal import Journal, read_rows
+from bioscan_xla.classification.kmers import reverse_complement
 from bioscan_xla.classification.record import SCHEMA
 from bioscan_xla.classify import main
 from bioscan_xla.errors import BioscanError, ConfigError, InputError
@@ -43,6 +44,11 @@ def test_names_strands_and_evidence(data, done):
     assert far["assigned_rank"] is None
     assert far["best_kingdom"] is None
     assert far["novelty"] == 1.0
+    assert far["strand"] is None
+    assert far["dna_sequence"] == reverse_complement(queries[-1][1]), "as it was given"
+    assert f">far strand=unknown\n{far['dna_sequence']}" in (_output / "oriented.fasta").read_text()
+    assert result["unplaced"] == 1
+    assert result["reversed"] == sum(row["strand"] == "minus" for row in rows.values()) == 7
     assert rows["q5"]["reads"] == 5 + 2
     assert rows["q0"]["control_reads"] == 5
 
@@ -194,6 +200,13 @@ def test_another_reference_or_option_is_refused_with_the_difference(data, done, 
         ({"samples": ["x.tsv"]}, "pass --table"),
         ({"candidates": "vector"}, "need a model"),
         ({"table": "nowhere.tsv"}, "nowhere.tsv: no such count table"),
+        ({"model": "bioscan-small", "candidates": "kmer"}, "kmer uses no vectors"),
+        ({"known_taxa": "taxa.csv"}, "pass --table and --samples"),
+        ({"target_gene": "12S rRNA", "table": "t.tsv"}, "pass --table and --samples"),
+        (
+            {"reference_columns": {"dna_sequence": "seq"}},
+            "Leave dna_sequence out of --reference-columns",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused(data, tmp_path, options, words):
@@ -218,3 +231,11 @@ def test_a_reference_without_lineages_is_refused(data, tmp_path):
 def test_config_error_is_a_config_error():
     with pytest.raises(ConfigError, match="no reference given"):
         run_classification_pipeline("x.fasta", "", "out")
+
+
+def test_nothing_usable_ends_with_status_2(data, tmp_path, capsys):
+    (tmp_path / "protein.fasta").write_text(">a\nMKVLLAAGIVGLLLAGCQEE\n")
+    words = ["--input", str(tmp_path / "protein.fasta"), "--output", str(tmp_path / "out")]
+    words += ["--reference", str(data[0] / "reference.parquet"), "--num-trials", "0"]
+    assert main(words) == 2
+    assert "rejected (see rejected.parquet)" in capsys.readouterr().out

@@ -1,11 +1,13 @@
 """A second run of classify in the folder of a first: its files agree with each other."""
 
+import json
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from bioscan_xla import run_classification_pipeline
-from bioscan_xla.classification.journal import read_rows
+from bioscan_xla.classification.journal import Journal, read_rows
 from bioscan_xla.errors import ConfigError, InputError
 
 
@@ -74,3 +76,26 @@ def test_a_file_that_changed_is_told(data, again, tmp_path, caplog):
     result = again(input=str(path))
     assert "x.fasta changed since it was named" in caplog.text
     assert result["rejected"] == {"id_seen_before": 1}
+
+
+def test_other_input_is_not_mixed_into_the_folder(data, again, tmp_path):
+    texts = pq.read_table(data[0] / "reference.parquet")["dna_sequence"].to_pylist()
+    one, two = tmp_path / "one.fasta", tmp_path / "two.fasta"
+    one.write_text(f">a\n{texts[0]}\n")
+    two.write_text(f">a\n{texts[40]}\n>b\n{texts[80]}\n")
+    again(input=str(one))
+    with pytest.raises(ConfigError, match=r"holds names of the sequences of one\.fasta"):
+        again(input=str(two))
+    assert again(input=[str(one), str(two)])["classified"] == 2
+    assert again(input=[str(one), str(two)])["rejected"] == {"id_seen_before": 1}
+
+
+def test_two_runs_at_once_do_not_share_a_folder(again, tmp_path):
+    first = again()
+    settings = json.loads((tmp_path / "out" / "settings.json").read_text())
+    with (
+        Journal(tmp_path / "out", settings),
+        pytest.raises(ConfigError, match="in use by another run"),
+    ):
+        again()
+    assert again()["classified"] == first["classified"], "a run that failed keeps no lock"

@@ -5,8 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import biom
+import h5py
+import numpy as np
 import pytest
 
+from bioscan_xla import run_classification_pipeline
 from bioscan_xla.classification.counts import read_counts
 from bioscan_xla.classification.formats import krona_path, qiime_taxon, sintax_line
 from bioscan_xla.classification.kmers import reverse_complement
@@ -125,13 +129,96 @@ def test_dada2_table_is_turned_round(tmp_path):
     assert counts.rows()[reverse_complement(other)] == 1
 
 
-def test_counts_that_are_none_are_refused(tmp_path):
-    for text, words in (("id\tS\na\t0.5\n", "not a count"), ("id\tS\na\t1\na\t2\n", "twice")):
-        (tmp_path / "t.tsv").write_text(text)
-        with pytest.raises(InputError, match=words):
-            read_counts(str(tmp_path / "t.tsv"))
-    (tmp_path / "s.tsv").write_text("sample\tlatitude\nX\t99\n")
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("id\tS\na\t0.5\n", r"row 1 \(a\), column 'S': 0.5 is not a count"),
+        ("id\tS\tT\na\t1\t2\nb\t1\t-4\n", r"row 2 \(b\), column 'T': -4 is not a count"),
+        ("id\tS\na\tinf\n", "inf is not a count"),
+        ("id\tS\na\t1\na\t2\n", "twice"),
+        (">a\nACGT\n", "holds sequences, not counts"),
+        ("id\na\nb\n", "has no column of counts"),
+        ("", "is empty"),
+    ],
+)
+def test_counts_that_are_none_are_refused(tmp_path, text, words):
+    (tmp_path / "t.tsv").write_text(text)
+    with pytest.raises(InputError, match=words):
+        read_counts(str(tmp_path / "t.tsv"))
+
+
+def test_a_biom_count_that_is_none_is_named(tmp_path):
+    table = biom.Table(np.array([[1, 0.5], [2, 3]]), ["a", "b"], ["S", "T"])
+    with h5py.File(tmp_path / "t.biom", "w") as file:
+        table.to_hdf5(file, "test")
+    with pytest.raises(InputError, match=r"row 'a', column 'T': 0\.5 is not a count"):
+        read_counts(str(tmp_path / "t.biom"))
+
+
+def test_a_table_that_lies_on_its_side_is_told(data, tmp_path):
+    (tmp_path / "t.tsv").write_text("sample\tq0\tq1\nL1\t3\t4\nL2\t1\t0\n")
+    with pytest.raises(InputError, match="'L1', is a sequence of the input; its columns are"):
+        run_classification_pipeline(
+            str(data[0] / "asv.fasta"),
+            str(data[0] / "reference.parquet"),
+            str(tmp_path / "out"),
+            table=str(tmp_path / "t.tsv"),
+            num_trials=0,
+        )
+
+
+def samples_of(folder, text, names=("X",)):
+    (folder / "s.tsv").write_text(text)
+    return read_samples([str(folder / "s.tsv")], list(names))
+
+
+def test_samples_that_are_wrong_are_refused(tmp_path):
     with pytest.raises(InputError, match="no column names the samples"):
-        read_samples([str(tmp_path / "s.tsv")], ["Y"])
+        samples_of(tmp_path, "sample\tlatitude\nX\t99\n", ["Y"])
     with pytest.raises(InputError, match="must be a number from -90 to 90"):
-        read_samples([str(tmp_path / "s.tsv")], ["X"])
+        samples_of(tmp_path, "sample\tlatitude\nX\t99\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("2024", "2024"),
+        ("2024-05-31", "2024-05-31"),
+        ("2024-05-31T14:30:05.5Z", "2024-05-31T14:30:05.5Z"),
+        ("2024-05-31 14:30", "2024-05-31T14:30"),
+        ("2024-05-31T14+02:00", "2024-05-31T14+02:00"),
+        ("2024-05-31/2024-06-02", "2024-05-31/2024-06-02"),
+        ("2024-05-31/06", "2024-05-31/06"),
+        ("not collected", None),
+        ("31/05/2024", InputError),
+        ("05-31-2024", InputError),
+        ("2024-13-01", InputError),
+        ("May 2024", InputError),
+        ("45443", InputError),
+    ],
+)
+def test_dates_are_iso_8601(tmp_path, text, told):
+    table = f"sample\teventDate\nX\t{text}\n"
+    if told is InputError:
+        with pytest.raises(InputError, match=r"date of sample 'X' is .*write it as ISO 8601"):
+            samples_of(tmp_path, table)
+    else:
+        assert samples_of(tmp_path, table)[0].date == told
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "is_control"),
+    [
+        ("samp_category", "negative control", True),
+        ("type", "blank", True),
+        ("sample_type", "NTC", True),
+        ("type", "sediment", False),
+        ("samp_category", "positive control", False),
+        ("is_control", "TRUE", True),
+        ("control", "no", False),
+        ("control", "extraction blank", True),
+    ],
+)
+def test_negative_controls_are_known_by_their_category(tmp_path, column, value, is_control):
+    (sample,) = samples_of(tmp_path, f"sample\t{column}\nX\t{value}\n")
+    assert sample.is_control == is_control

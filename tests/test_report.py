@@ -231,6 +231,71 @@ def test_labels_of_the_map_keep_apart_in_a_narrow_window(tmp_path):
         assert is_beside or abs(float(y) - float(y2)) > 12, labels
 
 
+def at_depths(depths, folder):
+    """The rows of the depth profile as the browser shows them: label, y and widths of each."""
+    samples = [Sample(f"s{at}", min_depth_m=depth) for at, depth in enumerate(depths)]
+    reads = np.zeros((2, len(depths)), int)
+    reads[0], reads[1] = 30, 10
+    reads[:, -1] = 0
+    counts = Counts(["ASV0", "ASV1"], [s.name for s in samples], sparse.csr_matrix(reads))
+    write_report(folder / "report.html", summarise(rows(), samples, counts), RUN)
+    shown = browse(folder / "report.html", folder)
+    (svg,) = re.findall(r'<svg id="depth".*?</svg>', shown, re.DOTALL)
+    bars = []
+    for label, inside in re.findall(r'<g class="site[^>]*aria-label="([^"]+)"[^>]*>(.*?)</g>', svg):
+        rects = re.findall(r'y="([-.\d]+)" width="([-.\d]+)"', inside)
+        bars.append((label, [float(y) for y, _ in rects], [float(width) for _, width in rects]))
+    return bars, svg, shown
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
+def test_each_sample_has_its_bar_at_its_own_depth(tmp_path):
+    bars, svg, shown = at_depths([3001.0, 5.0, 3000.0, 5.0], tmp_path)
+    assert [label for label, _, _ in bars] == ["s1, 5 m", "s3, 5 m", "s2, 3,000 m", "s0, 3,001 m"]
+    assert re.findall(r">([\d,]+ m)</text>", svg) == ["5 m", "5 m", "3,000 m", "3,001 m"]
+    places = [y[0] for _, y, _ in bars if y]
+    assert places == sorted(set(places)), "no two lie on each other"
+    for label, _, widths in bars:
+        if label.startswith("s3"):
+            assert widths == []
+        else:
+            assert widths[0] == pytest.approx(3 * widths[1], rel=0.01)
+    assert "no reads" in svg
+    assert re.findall(r"</b>([^<]+)</span>", shown) == ["Chordata", "Annelida"], "the colours"
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
+def test_many_samples_are_shown_by_ranges_of_depth(tmp_path):
+    bars, _, shown = at_depths([10.0 * at for at in range(100)], tmp_path)
+    assert len(bars) == 20
+    assert bars[1][0] == "5 samples, 50\N{EN DASH}100 m"
+    assert bars[1][2][0] == pytest.approx(3 * bars[1][2][1], rel=0.01)
+    assert "all samples of a range of depths" in shown
+
+
+def test_groups_that_are_not_shown_are_counted_as_other():
+    lineages = [("Animalia", f"Phylum{at}", *[None] * 5) for at in range(15)]
+    ids = [f"ASV{at}" for at in range(15)]
+    counts = Counts(ids, ["dive"], sparse.csr_matrix(np.full((15, 1), 4)))
+    data = page_data(summarise(rows(1, lineages=lineages), SAMPLES[:1], counts), RUN)
+    shares = dict(data["samples"][0]["groups"])
+    assert shares["other"] == pytest.approx(3 / 15)
+    assert sum(shares.values()) == pytest.approx(1)
+
+
+def test_what_was_not_calibrated_is_not_claimed():
+    run = RUN | {"calibration_trials": 0, "options": RUN["options"] | {"method": "heads"}}
+    run["reference"] = RUN["reference"] | {"sequences": 0, "name": "no reference"}
+    texts = methods_text(run), page_data(summarise(rows()), run)["lede"]
+    for text in texts:
+        assert "not calibrated" in text
+        assert "precision" not in text
+        assert "left" not in text
+        assert "reference" not in text
+    never = RUN | {"thresholds": RUN["thresholds"] | {"species": None}}
+    assert "species none kept" in methods_text(never)
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
 @pytest.mark.parametrize("kind", ["whole", "bare", "empty"])
 def test_browser_shows_it(kind, tmp_path):

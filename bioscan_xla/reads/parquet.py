@@ -111,13 +111,15 @@ def check_columns(source: str, schema: pa.Schema, options: ReadOptions) -> dict[
         "dna_sequence": options.name("dna_sequence"),
     }
     missing = [our for our, theirs in ours.items() if theirs not in schema.names]
-    hint = suggest_columns(missing, schema.names)
     option = "--" + options.columns_option.replace("_", "-")
     if missing:
         names = " or ".join(repr(ours[our]) for our in missing)
+        hint = suggest_columns(missing, schema.names)
+        remedy = f"Perhaps: {option} {hint}" if hint else f"Name the right one with {option}"
+        if set(missing) <= set(schema.names):
+            remedy = f"Leave {' and '.join(missing)} out of {option}"
         raise InputError(
-            f"{source}: has no column {names}; it has {', '.join(schema.names)}. "
-            + (f"Perhaps: {option} {hint}" if hint else f"Name the right one with {option}")
+            f"{source}: has no column {names}; it has {', '.join(schema.names)}. {remedy}"
         )
     require_columns(source, schema, list(options.columns.values()), option[2:])
     require_columns(source, schema, options.keep, "keep")
