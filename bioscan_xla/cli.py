@@ -13,6 +13,7 @@ import re
 import sys
 import types
 import typing
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn, TypeVar
 
@@ -61,6 +62,8 @@ def run_command(
         level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"
     )
     log.setLevel(logging.INFO)
+    # What one library will change for another is nothing that the user can mend.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     words = sys.argv[1:] if arguments is None else arguments
     try:
         if not words and demo is not None:

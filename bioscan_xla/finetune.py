@@ -5,7 +5,6 @@ Input: labelled sequences. Output: a model folder.
 """
 
 import os
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -114,7 +113,6 @@ def _last_loss(result: dict[str, Any]) -> float:
 def _work(config: FinetuneConfig) -> int:
     from .sample import provide_demo
 
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     provide_demo(config.train, config.model)
     result = finetune(config)
     if result["process_index"] == 0:

@@ -133,14 +133,14 @@ def write_query(path: str | Path, num_sequences: int = 3) -> None:
 
 
 _DIVES = """
-samp_name	samp_category	decimalLatitude	decimalLongitude	eventDate	minimumDepthInMeters
-dive-1	sample	44.37	-124.96	2023-04-15	210
-dive-2	sample	44.52	-125.39	2023-04-16	780
-dive-3	sample	44.67	-125.81	2023-04-18	1450
-dive-4	sample	45.93	-129.98	2023-04-21	1540
-dive-5	sample	45.02	-130.20	2023-04-22	2290
-dive-6	sample	43.10	-127.60	2023-04-25	3120
-blank-1	negative control	not applicable	not applicable	2023-04-25	not applicable
+samp_name	samp_category	decimalLatitude	decimalLongitude	eventDate	minimumDepthInMeters	target_gene
+dive-1	sample	44.37	-124.96	2023-04-15	210	simulated
+dive-2	sample	44.52	-125.39	2023-04-16	780	simulated
+dive-3	sample	44.67	-125.81	2023-04-18	1450	simulated
+dive-4	sample	45.93	-129.98	2023-04-21	1540	simulated
+dive-5	sample	45.02	-130.20	2023-04-22	2290	simulated
+dive-6	sample	43.10	-127.60	2023-04-25	3120	simulated
+blank-1	negative control	not applicable	not applicable	2023-04-25	not applicable	simulated
 """.strip()
 _NEW_TAXA = 6
 _CHANGE_NEW = 0.12

@@ -287,7 +287,8 @@ function depthRows() { // one of each sample, or of each range of depths where t
 function drawDepth() {
   const rows = depthRows(), svg = $("depth"), W = Math.round(svg.clientWidth) || 420, TOP = 24;
   const LEFT = rows.length && rows[0].sample === null ? 104 : 62;
-  const ROW = Math.max(7, Math.min(26, 400 / rows.length)), H = TOP + ROW * rows.length + 4;
+  const ROW = Math.max(7, Math.min(48, 400 / rows.length)), H = TOP + ROW * rows.length + 4;
+  const THICK = Math.min(ROW - 2, 26), GAP = (ROW - THICK) / 2;
   svg.replaceChildren();
   svg.setAttribute("viewBox", `0 0 ${W} ${H}`);
   svg.append(draw("text", { x: LEFT - 8, y: 14, "text-anchor": "end" }, "depth"), draw("text", { x: LEFT, y: 14 }, `share of the reads by ${D.groups.rank}`));
@@ -299,7 +300,7 @@ function drawDepth() {
     let x = LEFT;
     for (const [group, share] of row.groups) {
       const width = share * (W - LEFT - 4);
-      bar.append(draw("rect", { x, y: y + 1, width, height: ROW - 2, fill: colour(group) }));
+      bar.append(draw("rect", { x, y: y + GAP, width, height: THICK, fill: colour(group) }));
       x += width;
     }
     if (!row.groups.length) bar.append(draw("text", { x: LEFT, y: y + ROW / 2 + 4 }, "no reads"));
