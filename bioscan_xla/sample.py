@@ -141,7 +141,7 @@ dive-4	sample	45.93	-129.98	2023-04-21	1540	simulated
 dive-5	sample	45.02	-130.20	2023-04-22	2290	simulated
 dive-6	sample	43.10	-127.60	2023-04-25	3120	simulated
 blank-1	negative control	not applicable	not applicable	2023-04-25	not applicable	simulated
-""".strip()
+""".strip()  # noqa: E501
 _NEW_TAXA = 6
 _CHANGE_NEW = 0.12
 """Share of bases in which the sequences of no known genus differ from their nearest relative."""
