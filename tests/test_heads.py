@@ -175,7 +175,7 @@ def test_a_model_changed_in_place_does_not_go_on(data, tuned, tmp_path, file):
         save_file({k: -v for k, v in load_file(model / file).items()}, model / file)
     else:
         (model / file).unlink()
-    with pytest.raises(ConfigError, match="another heads"):
+    with pytest.raises(ConfigError, match="heads: not the same"):
         run_classification_pipeline(*run, **options)
 
 

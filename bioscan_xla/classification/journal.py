@@ -180,15 +180,15 @@ def _differences(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
     lines = []
     for key in keys:
         there, here = old.get(key), new.get(key)
-        if any(value and re.fullmatch(r"[0-9a-f]{32,}", value) for value in (there, here)):
-            lines.append(f"another {key.removeprefix('model ').removesuffix('_sha256')}")
+        if any(value and re.fullmatch(r"[0-9a-f]{16,}", value) for value in (there, here)):
+            lines.append(f"{key.split()[0]}: not the same")
         else:
             lines.append(f"{key}: the folder has {there}, this run has {here}")
     of_model = [key for key in keys if key.startswith("model ")]
     if of_model and not all(any(k.startswith("model ") for k in side) for side in (old, new)):
         lines = [line for line, key in zip(lines, keys, strict=True) if key not in of_model]
         lines.append("model: one of the two has no model")
-    return lines
+    return list(dict.fromkeys(lines))
 
 
 def _gathered(files: list[Path], num_rows: int) -> Iterator[list[pa.RecordBatch]]:
