@@ -32,7 +32,7 @@ padding:0 1rem;color:#1b2733}
 h1{font-size:1.5rem}h2{font-size:1.15rem;margin-top:2.2rem}.wide{overflow-x:auto}
 table{border-collapse:collapse;width:100%}td,th{text-align:left;vertical-align:top;
 padding:.3rem .7rem;border-bottom:1px solid #dde4ea}th{font-weight:600;background:#f3f6f8}
-td.n{text-align:right;font-variant-numeric:tabular-nums}td{overflow-wrap:anywhere}
+td.n{text-align:right;font-variant-numeric:tabular-nums}.cards td{overflow-wrap:anywhere}
 @media(max-width:700px){.cards th{display:none}.cards td{display:block;border:0;padding:.1rem 0}
 .cards tr{display:block;border-bottom:1px solid #dde4ea;padding:.5rem 0}}
 """
