@@ -1,6 +1,8 @@
 """Confidence against a known truth, temperatures, and heads by themselves."""
 
+import csv
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -8,6 +10,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
+from bioscan_xla import run_classification_pipeline
 from bioscan_xla.classification.calibration import (
     ALONE,
     GENUS,
@@ -25,6 +28,8 @@ from bioscan_xla.reads.lineages import RANKS
 from bioscan_xla.sample import simulate
 from bioscan_xla.training.heldout import digest, read_heldout, write_heldout
 from bioscan_xla.training.metrics import calibration_error
+
+DATA = Path(__file__).parents[2] / "shared" / "data"
 
 
 def made_up(rng, num, novel_share, whole_share=0.0):
@@ -209,3 +214,21 @@ def test_held_out_sequences_are_kept_without_the_sequences(tmp_path):
     assert held.places(["ACGTACGT", "TTTT"]).tolist() == [1, -1]
     assert held.digests[0].tobytes() == digest("ACGT")
     assert read_heldout(tmp_path / "elsewhere") is None
+
+
+@pytest.mark.skipif(not (DATA / "deepsea_12s").is_dir(), reason="the data are not here")
+def test_whales_get_no_order_of_fishes(tmp_path):
+    """Far from all references hits may agree well, as all are the same few sequences."""
+    fishes = pq.read_table(DATA / "mitohelper_12s.parquet")
+    chosen = np.random.default_rng(0).permutation(len(fishes))[:2500]
+    pq.write_table(fishes.take(chosen), tmp_path / "fishes.parquet")
+    with open(DATA / "deepsea_12s" / "asv_taxa_features.tsv", newline="") as file:
+        rows = [row for row in csv.DictReader(file, delimiter="\t") if row["class"] == "Mammalia"]
+    text = "".join(f">{row['featureid']}\n{row['dna_sequence']}\n" for row in rows)
+    (tmp_path / "whales.fasta").write_text(text)
+    result = run_classification_pipeline(
+        str(tmp_path / "whales.fasta"), str(tmp_path / "fishes.parquet"), str(tmp_path / "out")
+    )
+    assert result["classified"] == len(rows) >= 10
+    assert result["unplaced"] < len(rows), "some align to fishes"
+    assert result["named"]["order"] == 0

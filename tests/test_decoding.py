@@ -43,8 +43,10 @@ def brute_force(tree, values):
             continue
         for rank in known:
             above = [q for q in known if q < rank]
-            below = paths if not above else [p for p in paths if p[above[-1]] == path[above[-1]]]
-            rivals = {p[rank] for p in below if is_named(rank, p[rank])}
+            agreeing = [
+                p for p in paths if all(p[q] == path[q] for q in above if is_named(q, p[q]))
+            ]
+            rivals = {p[rank] for p in agreeing if is_named(rank, p[rank])}
             total = sum(values[rank][n] for n in rivals)
             share = values[rank][path[rank]] / total if total else 0.0
             score += math.log(max(share, 1e-12))
@@ -113,6 +115,40 @@ def test_an_unknown_kingdom_is_no_free_pass():
         ]
     )
     votes = np.array([0.5, 0.3, 0.2])
+
+    def values(levels):
+        return [np.bincount(level.of_path, votes[leaves.argsort()]) for level in levels]
+
+    assert decode(tree, tree.paths, values)[0] == leaves[0]
+
+
+def test_what_lies_below_an_unknown_rank_competes_with_the_named():
+    """The far hit alone knows its kingdom, phylum and class; that is no reason to take it."""
+    tree, leaves, _ = build_tree(
+        [
+            [None, None, "Centroplasthelida", "Pterocystida", "Pterocystidae", "Pterocystis", None],
+            [
+                None,
+                None,
+                "Centroplasthelida",
+                "Pterocystida",
+                "Heterophryidae",
+                "Sphaerastrum",
+                None,
+            ],
+            [
+                "Metazoa",
+                "Porifera",
+                "Calcarea",
+                "Leucosolenida",
+                "Leucosoleniidae",
+                "Leucosolenia",
+                None,
+            ],
+            ["Metazoa", "Porifera", None, "Homosclerophorida", "Plakinidae", "Plakina", None],
+        ]
+    )
+    votes = np.array([0.70, 0.25, 0.03, 0.02])
 
     def values(levels):
         return [np.bincount(level.of_path, votes[leaves.argsort()]) for level in levels]

@@ -4,20 +4,40 @@ Input: for some paths of the tree, the evidence for each node. Output: the best 
 Invariants: the result is a path of the tree, so it never contradicts itself. A rank that is not
 known is neutral.
 
-The score of a path is the sum over its known ranks of log P(node | nearest named node above), where
-P(node | above) is the node's share of the evidence for all named nodes of its rank below that one.
-A rank that is not known costs nothing. So that this is no advantage, a path that ends where others
-go on counts as much as the best of these, which is then taken, since it knows more.
+The score of a path is the sum over its known ranks of log P(node | names above), where
+P(node | names above) is the node's share of the evidence for all named nodes of its rank whose own
+names above agree with these. Names agree where both are known, so that what lies below an unknown
+rank competes with all that this rank might be. A rank that is not known costs nothing. So that this
+is no advantage, a path that ends where others go on counts as much as the best of these, which is
+then taken, since it knows more.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 _LEAST = 1e-12
 _TIED = 1e-9
-_ROOT = -1
+
+
+@dataclass(frozen=True)
+class Rivalry:
+    """Nodes whose share is sought, and nodes that compete with them.
+
+    Attributes:
+        nodes: (sought,) local nodes.
+        place: (sought,) what they have in common with their rivals, a number below `count`.
+        rivals: (rivals,) local nodes.
+        place_of_rival: (rivals,) likewise.
+        count: of the numbers.
+    """
+
+    nodes: np.ndarray
+    place: np.ndarray
+    rivals: np.ndarray
+    place_of_rival: np.ndarray
+    count: int
 
 
 @dataclass(frozen=True)
@@ -28,51 +48,79 @@ class Level:
         nodes: (local nodes,) numbers in the tree, ascending.
         of_path: (paths,) local node of each path.
         named: (local nodes,) False where the rank is not known.
-        above: for each rank above, and last for the root: (local nodes,) the local node there.
-        nearest: (local nodes,) rank of the nearest named node above, -1 for the root.
+        rivalries: which nodes compete.
     """
 
     nodes: np.ndarray
     of_path: np.ndarray
     named: np.ndarray
-    above: tuple[np.ndarray, ...]
-    nearest: np.ndarray
+    rivalries: tuple[Rivalry, ...]
 
 
 def make_levels(paths: np.ndarray, nameless: Sequence[np.ndarray]) -> list[Level]:
     """Describe paths by rank.
 
     Args:
-        paths: (paths, ranks) node numbers.
+        paths: (paths, ranks) node numbers. A node has one set of ancestors.
         nameless: for each rank, (nodes of the tree,) bool.
     """
-    num_paths, num_ranks = paths.shape
+    num_ranks = paths.shape[1]
     named = np.stack([~nameless[rank][paths[:, rank]] for rank in range(num_ranks)], axis=1)
     levels: list[Level] = []
-    nearest = np.full(num_paths, _ROOT)
     for rank in range(num_ranks):
         nodes, first, of_path = np.unique(paths[:, rank], return_index=True, return_inverse=True)
-        above = [level.of_path[first] for level in levels] + [np.zeros(len(nodes), np.int64)]
-        levels.append(Level(nodes, of_path, named[first, rank], tuple(above), nearest[first]))
-        nearest = np.where(named[:, rank], rank, nearest)
+        is_named = named[first, rank]
+        rivalries = _find_rivals(paths[first, :rank], named[first, :rank], is_named)
+        levels.append(Level(nodes, of_path, is_named, tuple(rivalries)))
     return levels
 
 
+def _find_rivals(above: np.ndarray, known: np.ndarray, is_named: np.ndarray) -> Iterator[Rivalry]:
+    """Which named nodes of a rank have names above that agree.
+
+    Nodes are taken together by which ranks above them are known. Two agree if they have the same
+    node at the deepest rank that is known of both, as a node has one set of ancestors.
+
+    Args:
+        above: (local nodes, ranks above) nodes of the tree.
+        known: (local nodes, ranks above).
+        is_named: (local nodes,).
+    """
+    rows = np.flatnonzero(is_named)
+    masks, of_row = np.unique(known[rows], axis=0, return_inverse=True)
+    members = [rows[of_row.ravel() == number] for number in range(len(masks))]
+    for ours, nodes in zip(masks, members, strict=True):
+        for theirs, rivals in zip(masks, members, strict=True):
+            common = np.flatnonzero(ours & theirs)
+            if not len(common):
+                nothing = np.zeros(len(nodes), np.int64), np.zeros(len(rivals), np.int64)
+                yield Rivalry(nodes, nothing[0], rivals, nothing[1], 1)
+                continue
+            mine, other = above[nodes, common[-1]], above[rivals, common[-1]]
+            shared = np.intersect1d(mine, other)
+            if len(shared):
+                here, there = np.isin(mine, shared), np.isin(other, shared)
+                yield Rivalry(
+                    nodes[here],
+                    np.searchsorted(shared, mine[here]),
+                    rivals[there],
+                    np.searchsorted(shared, other[there]),
+                    len(shared),
+                )
+
+
 def score_paths(level: Level, values: np.ndarray) -> np.ndarray:
-    """P(node | nearest named node above) of each path at one rank, (paths,).
+    """P(node | names above) of each path at one rank, (paths,); 1 where the rank is not known.
 
     Args:
         level: the rank.
         values: (local nodes,) evidence, not negative; that of nameless nodes does not count.
     """
-    values = np.where(level.named, values, 0.0)
-    shares = np.ones(len(values))
-    for rank in np.unique(level.nearest):
-        groups = level.above[rank]  # the last for the root
-        sums = np.bincount(groups, values)
-        here = level.named & (level.nearest == rank)
-        total = sums[groups[here]]
-        shares[here] = values[here] / np.where(total > 0, total, 1.0)
+    total = np.zeros(len(values))
+    for rivalry in level.rivalries:
+        sums = np.bincount(rivalry.place_of_rival, values[rivalry.rivals], rivalry.count)
+        total[rivalry.nodes] += sums[rivalry.place]
+    shares = np.where(level.named, values / np.where(total > 0, total, 1.0), 1.0)
     return shares[level.of_path]
 
 

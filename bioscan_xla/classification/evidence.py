@@ -181,6 +181,7 @@ RANK_FEATURES = (
     "vector_similarity",
     "log_length",
     "coverage",
+    "evidence",
     "head",
 )
 
@@ -230,6 +231,7 @@ def rank_features(
             hits.vector_similarity[own].max() if len(own) else 0.0,
             np.log10(max(length_bp, 1)),
             coverage[at] if at is not None else 0.0,
+            len(identity) / max(hits.num_candidates, 1),
             np.log(probability / (1 - probability)),
         )
     return result

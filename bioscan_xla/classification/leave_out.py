@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 _FEWEST_REFERENCES = 100
 _HIGHER_TRIALS = 0.2  # of all trials; of these two fifths leave a family out
-_FORM = 9  # counts up when features or votes change: kept trials are then run again
+_FORM = 10  # counts up when features or votes change: kept trials are then run again
 
 
 def run_trials(namer: Namer, num_trials: int = 1500, seed: int = 0) -> Trials | None:
