@@ -73,6 +73,9 @@ def run_command(
     except BioscanError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except PermissionError as error:
+        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print(on_second_signal, file=sys.stderr)
         return 130

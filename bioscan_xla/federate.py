@@ -70,7 +70,8 @@ def _merge(config: MergeConfig) -> int:
         print(f"{site.name}: {site.sequences:,} sequences, weight {site.sequences / total:.3f}")
     for gone in left_out:
         print(f"left out: {gone.name}: {gone.reason}")
-    print(f"{config.output}: {len(used)} sites; the next round begins with --start {config.output}")
+    sites = "1 site" if len(used) == 1 else f"{len(used)} sites"
+    print(f"{config.output}: {sites}; the next round begins with --start {config.output}")
     return 0
 
 

@@ -89,7 +89,9 @@ def summary(result: dict[str, Any]) -> str:
     """The summary printed at the end."""
     if result["interrupted"]:
         return "interrupted; a checkpoint is saved. Run the same command to resume"
-    lines = [f"{result['num_epochs']} epochs, last loss {_last_loss(result):.4f}"]
+    count = result["num_epochs"]
+    epochs = "1 epoch" if count == 1 else f"{count} epochs"
+    lines = [f"{epochs}, last loss {_last_loss(result):.4f}"]
     figures = result["evaluation"]
     if figures:
         lines.append("rank      accuracy  macro-F1  top-3")

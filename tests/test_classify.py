@@ -228,6 +228,17 @@ def test_a_reference_without_lineages_is_refused(data, tmp_path):
         )
 
 
+def test_a_few_bases_name_nobody(training_sample, tmp_path):
+    """Some reference has them by chance, however exact the match is."""
+    text = pq.read_table(training_sample)["dna_sequence"][0].as_py().upper()
+    queries = tmp_path / "q.fasta"
+    queries.write_text(f">few\n{text[100:125]}\n>more\n{text[100:160]}\n")
+    run_classification_pipeline(str(queries), training_sample, str(tmp_path / "out"), num_trials=0)
+    few, more = read_rows(tmp_path / "out")
+    assert (few["num_evidence"], few["best_phylum"], few["confidence"]) == (0, None, None)
+    assert (more["identity"], more["best_phylum"] is None) == (1.0, False)
+
+
 def test_config_error_is_a_config_error():
     with pytest.raises(ConfigError, match="no reference given"):
         run_classification_pipeline("x.fasta", "", "out")

@@ -311,6 +311,18 @@ def test_a_site_that_cannot_be_used_is_left_out_with_its_reason(steps, tmp_path,
     assert not (tmp_path / "none").exists()
 
 
+def test_a_site_that_cannot_be_used_is_named_and_one_that_is_not_there_is_an_error(steps, tmp_path):
+    folder, *_ = steps
+    broken = {}
+    for name, change in (("oslo", without("heads.safetensors")), ("lima", without("trained.json"))):
+        (tmp_path / name).mkdir()
+        broken[name] = spoil(folder / "site2", tmp_path / name / "share", change)
+    _, left_out = merged(folder, ["site0", "site1", *broken.values()], tmp_path / "merged")
+    assert [site.name for site in left_out] == ["lima", "s2"]  # what it sent, else its folder
+    with pytest.raises(ConfigError, match="site9: no such folder"):
+        merged(folder, ["site0", "site9"], tmp_path / "x")
+
+
 def test_a_site_counts_once_and_no_model_is_overwritten(steps, tmp_path):
     folder, *_ = steps
     copy = spoil(folder / "site0", tmp_path / "copy", lambda _: None)
@@ -414,14 +426,14 @@ def test_the_guide(tmp_path, monkeypatch, capsys):
         (ROOT / "docs/federation.md").read_text(),
         re.MULTILINE,
     )
-    assert len(commands) == 9
+    assert len(commands) == 12
     for command in commands:
         words = command.split()
         assert main([*words, "--device", "cpu"] if words[0] == "train" else words) == 0, command
     assert "chile: " in capsys.readouterr().out
     merged = load_classifier("round-1", open_device("cpu", "float32"))
     assert merged.labels == LabelSpace.load("union.json")
-    assert Path("norway-2/share/trained.json").is_file()
+    assert load_classifier("round-2", open_device("cpu", "float32")).labels == merged.labels
     vectors = ["--input", "norway.parquet", "--db", "v.db", "--device", "cpu"]
     assert embed([*vectors, "--adapter", "round-1"]) == 0
     named = ["--input", "chile.parquet", "--output", "named", "--method", "argmax"]

@@ -78,6 +78,15 @@ def test_what_is_left_behind(options, tmp_path):
     assert made["fingerprint"]["adapter_hash"]
 
 
+def test_whoever_may_read_the_folder_may_read_its_weights(options):
+    """Safetensors writes files that only their owner may read."""
+    folder = Path(finetune(FinetuneConfig(**options | {"save_merged": True}))["model_path"])
+    weights = sorted(folder.rglob("*.safetensors"))
+    assert {path.parent.name for path in weights} >= {folder.name, "adapter", "merged", "best"}
+    for path in weights:
+        assert path.stat().st_mode & 0o777 == folder.stat().st_mode & 0o666, path
+
+
 def test_loaded_classifier_on_hugging_face_input_equals_training(options):
     finetune(FinetuneConfig(**options))
     classifier = bioscan_xla.load_classifier(options["output"], "cpu", "float32")

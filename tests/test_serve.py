@@ -23,7 +23,7 @@ from bioscan_xla.embed import run_embedding_pipeline  # noqa: E402
 from bioscan_xla.encode.encoder import Encoder, load_encoder  # noqa: E402
 from bioscan_xla.encode.inference import embed_text  # noqa: E402
 from bioscan_xla.encode.runtime import open_device  # noqa: E402
-from bioscan_xla.errors import ConfigError, ModelError  # noqa: E402
+from bioscan_xla.errors import ConfigError, InputError, ModelError  # noqa: E402
 from bioscan_xla.options import ServeConfig  # noqa: E402
 from bioscan_xla.reads.cleaning import clean_sequences  # noqa: E402
 from bioscan_xla.reads.lineages import RANKS  # noqa: E402
@@ -393,10 +393,31 @@ def test_a_version_that_does_less_is_refused(reference, tmp_path, monkeypatch, m
         assert it.post("classify", input=SEQUENCE, model="n").status_code == 200
 
 
+def test_a_name_is_dropped_with_its_current_version(model_folder, tmp_path, monkeypatch, caplog):
+    """By its whole id, unless it is the default; so a full server gets room again."""
+    monkeypatch.setenv("BIOSCAN_ADMIN_KEY", "boss")
+    admin = {"authorization": "Bearer boss"}
+    reads = tmp_path / "reads.fasta"
+    reads.write_text(">a\nACGT\n")
+    with running(model=model_folder, name="m", max_models=2) as it:
+        body = {"name": "n", "model": model_folder}
+        new = it.client.post("/v1/models", json=body, headers=admin).json()
+        for name, wanted in (("m", 409), ("n", 409), (new["id"], 200), ("n", 404)):
+            assert it.client.delete(f"/v1/models/{name}", headers=admin).status_code == wanted
+        assert it.post("embeddings", input=SEQUENCE, model="n").status_code == 404
+        none = body | {"reference": str(tmp_path / "none.db")}
+        refused = it.client.post("/v1/models", json=none, headers=admin)
+        assert "none.db: no such file" in refused.json()["error"]["message"]
+        assert "n is not loaded: " in caplog.text
+
+
 def test_models_that_cannot_be_loaded(tmp_path, training_sample):
     with pytest.raises(ModelError), running(model=str(tmp_path / "none")):
         pass
     with pytest.raises(ModelError, match="pass --model"), running(reference=training_sample):
+        pass
+    absent = str(tmp_path / "none.db")
+    with pytest.raises(InputError, match="no such file"), running(reference=absent):
         pass
     with pytest.raises(ConfigError, match="no model"):
         ServeConfig()

@@ -1,8 +1,8 @@
 """Evidence for a name: the candidates of a query, aligned, and how they vote at each rank.
 
 Input: a query and its candidates among the references. Output: `Hits`, votes, and one decision.
-Invariants: a hit whose alignment covers too little of the shorter sequence does not count; equal
-evidence for several lineages is reported, never resolved silently.
+Invariants: a hit whose alignment covers too little of the shorter sequence, or matches in too few
+bases, does not count; equal evidence for several lineages is reported, never resolved silently.
 
 The weight of a hit at a rank is softmax(features @ VOTE_WEIGHTS[rank]).
 """
@@ -28,6 +28,9 @@ VOTE_WEIGHTS = np.array(
 """(ranks, hit features)"""
 
 NUM_TRACED = 7
+
+FEWEST_MATCHES = 30
+"""Bases of an alignment that must match: some reference has 20 bases like any 20 others."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,11 @@ def collect_hits(
         min_coverage: share of the shorter sequence that the alignment must cover.
     """
     found = align(query, [sequences[number] for number in numbers], NUM_TRACED)
-    kept = [hit for hit in found if hit.overlap >= min_coverage]
+    kept = [
+        hit
+        for hit in found
+        if hit.overlap >= min_coverage and hit.operations.count("M") >= FEWEST_MATCHES
+    ]
     kept.sort(key=lambda hit: (-hit.identity, -hit.score, hit.number))
     places = np.array([hit.number for hit in kept], np.int64)
     return Hits(

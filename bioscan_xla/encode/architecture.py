@@ -61,8 +61,10 @@ def write_model(
     dropout, an untied masked-language-model head.
     """
     from .model import no_bars
+    from .model_files import share_weights
 
     model = new_model(hidden, layers, heads, seed)
     with no_bars():
         model.save_pretrained(folder)
+    share_weights(Path(folder))
     save_tokenizer(folder)

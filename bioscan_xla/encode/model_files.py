@@ -166,17 +166,32 @@ def _other_vocabulary(path: Path, difference: str) -> str:
     )
 
 
+def share_weights(folder: Path) -> None:
+    """Let whoever may read a folder read its safetensors files, which are written for the owner.
+
+    Their library gives them the mode of temporary files, 0600, whatever the umask is.
+    """
+    readers = folder.stat().st_mode & 0o666
+    for path in folder.rglob("*.safetensors"):
+        path.chmod(readers)
+
+
 def check_safetensors(folder: Path) -> None:
     """Compare the length of each safetensors file of a folder with its header.
 
     Raises:
-        ModelError: one is truncated or not a safetensors file; the message names it.
+        ModelError: one cannot be read, is truncated or no safetensors file; the message names it.
     """
     for path in sorted(folder.glob("*.safetensors")):
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            text = file.read(length) if length <= size - 8 else b""
+        try:
+            size = path.stat().st_size
+            with path.open("rb") as file:
+                length = int.from_bytes(file.read(8), "little")
+                text = file.read(length) if length <= size - 8 else b""
+        except OSError as error:
+            raise ModelError(
+                f"{path}: cannot be read ({error.strerror}); check its permissions"
+            ) from error
         try:
             tensors = json.loads(text).items()
             end = max(v["data_offsets"][1] for k, v in tensors if k != "__metadata__")

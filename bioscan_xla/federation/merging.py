@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.torch import save_file
 
-from ..encode.model_files import READING, TRAINED, absolute
+from ..encode.model_files import READING, TRAINED, absolute, share_weights
 from ..errors import BioscanError, ConfigError, ModelError, first_line
 from ..options import MergeConfig
 from ..reads.labels import LabelSpace
@@ -24,7 +24,7 @@ from ..training.start import ADAPTER, HEADS
 from .agreement import refuse_twice
 from .averaging import average_adapters, average_heads, stack_adapters
 from .card import write_federated_card
-from .share import ADAPTER_CONFIG, SiteModel, hash_labels, read_share
+from .share import ADAPTER_CONFIG, SiteModel, hash_labels, read_share, site_name
 
 log = logging.getLogger(__name__)
 
@@ -48,13 +48,18 @@ def merge(config: MergeConfig) -> tuple[list[SiteModel], list[LeftOut]]:
     """Merge the sites; returns those that were used and those that were left out.
 
     Raises:
-        ConfigError: a site is given twice, the output exists, or it is not clear which of the
-            sites are foreign.
+        ConfigError: a site is given twice or not there, the output exists, or it is not clear which
+            of the sites are foreign.
         ModelError: no site is left, or their adapters cannot be averaged.
     """
     if not config.sites:
         raise ConfigError("no sites given; pass the folder that each site shared")
     refuse_twice(config.sites)
+    if absent := [place for place in config.sites if not Path(place).is_dir()]:
+        raise ConfigError(
+            f"{', '.join(absent)}: no such folder; pass what each site sent, without those that "
+            "sent nothing"
+        )
     output = Path(config.output)
     if output.exists():
         raise ConfigError(f"{output} exists; pass another --output, no model is overwritten")
@@ -80,7 +85,7 @@ def _read_all(places: Sequence[str]) -> tuple[list[SiteModel], list[LeftOut]]:
         try:
             site = read_share(place)
         except BioscanError as error:
-            left_out.append(LeftOut(Path(place).name or place, first_line(error)))
+            left_out.append(LeftOut(site_name(place), first_line(error)))
             continue
         if (other := sites.setdefault(site.name, site)) is not site:
             raise ConfigError(
@@ -153,6 +158,7 @@ def _write(
     adapter = stack_adapters(sites) if config.stack else average_adapters(sites)
     save_file(adapter, part / ADAPTER, {"format": "pt"})
     save_file(average_heads(sites), part / HEADS, {"format": "pt"})
+    share_weights(part)
     raw = first.adapter_config | {"base_model_name_or_path": bases[0]}
     if config.stack:
         raw |= {"r": len(sites) * raw["r"], "lora_alpha": len(sites) * raw["lora_alpha"]}

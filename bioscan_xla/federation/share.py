@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from ..encode.fingerprint import hash_tensors
 from ..encode.model_files import READING, TRAINED, check_safetensors, read_json
-from ..errors import ConfigError, ModelError
+from ..errors import BioscanError, ConfigError, ModelError
 from ..options import SiteConfig
 from ..options.federation import check_site_name
 from ..reads.labels import LabelSpace
@@ -98,6 +98,23 @@ def write_share(config: SiteConfig) -> Path:
     return folder
 
 
+def site_name(place: str) -> str:
+    """The name of a site whose model cannot be used: as it sent it, else that of its folder."""
+    folder = _folder_of(place)
+    try:
+        name = read_json(folder / TRAINED)["site"]
+        check_site_name(name)
+        return str(name)
+    except (BioscanError, KeyError, OSError):
+        folder = folder.resolve()
+        return folder.parent.name if folder.name == SHARE else folder.name
+
+
+def _folder_of(place: str) -> Path:
+    inside = Path(place, SHARE)
+    return inside if inside.is_dir() else Path(place)
+
+
 def read_share(place: str) -> SiteModel:
     """Read and check what a site sent.
 
@@ -105,10 +122,7 @@ def read_share(place: str) -> SiteModel:
         ModelError: a file is missing, damaged, or holds values that no site sends.
         InputError: its classes are not a label space.
     """
-    inside = Path(place, SHARE)
-    folder = inside if inside.is_dir() else Path(place)
-    if not folder.is_dir():
-        raise ModelError(f"{place}: no such folder")
+    folder = _folder_of(place)
     for name in FILES:
         if not (folder / name).is_file():
             raise ModelError(f"{folder}: has no {name}; its training did not end, or part is lost")

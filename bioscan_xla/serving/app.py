@@ -196,7 +196,7 @@ def _add_models(app: FastAPI, service: Service) -> None:
 
     @app.delete("/v1/models/{model}", tags=["models"])
     async def drop(model: str, request: Request) -> Response:
-        """Drop a version that is no longer current; needs the admin key."""
+        """Drop a version, the current one of a name only by its whole id; needs the admin key."""
         _check_admin(request)
         service.jobs.check_unused(service.versions.find(model))
         version = service.versions.drop(model)
@@ -275,8 +275,8 @@ def _add_errors(app: FastAPI) -> None:
         if "json" not in request.headers.get("content-type", ""):
             what = "send the body as JSON, with the header Content-Type: application/json"
             return refuse(Refused(415, "not_json", what))
-        what = first["msg"]
-        if field == "input":
+        what = {"missing": "is missing"}.get(first["type"], first["msg"])
+        if field == "input" and first["type"] != "missing":
             what = "must be a sequence or a list of sequences, as text; token ids are not supported"
         return refuse(Refused(422, "invalid_field", f"{field or 'body'}: {what}", param=field))
 

@@ -45,7 +45,9 @@ def check_condition(where: str, columns: Collection[str]) -> None:
         found = _TOKEN.match(where, at)
         number += 1
         if found is None:
-            raise _refuse(f"{where[at:].split()[0][:20]!r} is not allowed")
+            word = where[at:].split()[0][:20]
+            hint = "; quote a column with `backticks`" if word.startswith('"') else ""
+            raise _refuse(f"{word!r} is not allowed{hint}")
         if number > _MOST_TOKENS:
             raise _refuse(f"it has more than {_MOST_TOKENS} words")
         word = (found["word"] or found["column"] or "").lower()

@@ -19,6 +19,7 @@ from ..encode.model_files import split_finetuned
 from ..encode.runtime import Device, open_device
 from ..errors import InputError, ModelError, TableError
 from ..options import DEFAULT_MODEL, ClassifyConfig, ServeConfig
+from ..reads.inputs import expand_inputs
 from .device import SharedEncoder, share
 from .token_queue import TokenQueue
 from .versions import Version
@@ -75,7 +76,7 @@ def load_version(config: ServeConfig, wanted: Wanted, queue: TokenQueue) -> Vers
         encoder,
         shared,
         _open_naming(config, wanted, shared),
-        _check_table(table, encoder),
+        _check_table(table, wanted.reference, encoder),
     )
     log.info("%s is ready after %.1f s", version.id, time.monotonic() - started)
     return version
@@ -97,7 +98,10 @@ def _open_table(config: ServeConfig, reference: str | None) -> "ReferenceTable |
     from ..classification.reference import is_table
     from .reference_table import ReferenceTable
 
-    if not reference or not is_table(reference):
+    if not reference:
+        return None
+    if not is_table(reference):
+        expand_inputs(reference)  # reports what is not there before a model is loaded
         return None
     return ReferenceTable(reference, config.reference_table)
 
@@ -156,7 +160,11 @@ def _open_naming(config: ServeConfig, wanted: Wanted, encoder: SharedEncoder) ->
     return Opened(options, used, namer, calibrate_namer(options, namer))
 
 
-def _check_table(table: "ReferenceTable | None", encoder: Encoder) -> "ReferenceTable | str":
+def _check_table(
+    table: "ReferenceTable | None", reference: str | None, encoder: Encoder
+) -> "ReferenceTable | str":
+    if table is None and reference:
+        return f"{reference} is a file; /v1/search needs a database made by embed"
     if table is None:
         return "the server has no reference database; start it with --reference DB"
     made_by = table.made_by

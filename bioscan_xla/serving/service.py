@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ..encode.inference import Job, prepare_for
-from ..errors import BioscanError
+from ..errors import BioscanError, first_line
 from ..options import ServeConfig
 from ..reads.cleaning import clean_sequences
 from .conditions import check_condition
@@ -127,7 +127,11 @@ class Service:
             self.versions.install(version)
             return version
         except BioscanError as error:
+            log.warning("%s is not loaded: %s", wanted.name, first_line(error))
             raise Refused(400, "model_not_loaded", str(error)) from error
+        except Refused as refused:
+            log.warning("%s is not loaded: %s", wanted.name, refused.message)
+            raise
         finally:
             self._loading.release()
 

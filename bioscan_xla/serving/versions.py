@@ -107,17 +107,28 @@ class Versions:
     def drop(self, model: str) -> Version:
         """Forget a version; requests that have begun with it are finished.
 
+        The current version of a name takes the name with it.
+
         Raises:
-            Refused: 404, there is none; 409, its name means it.
+            Refused: 404, there is none; 409, it is the default, or current and not given by its id.
         """
         version = self.find(model)
         with self._lock:
             if self.is_current(version):
-                raise Refused(
-                    409,
-                    "model_in_use",
-                    f"{version.id} is the current version of {version.name!r}; load another under "
-                    "that name first",
-                )
+                if version.name == self.default:
+                    raise Refused(
+                        409,
+                        "model_in_use",
+                        f"{version.id} is what requests that name no model get; load another as "
+                        f"{version.name!r} first",
+                    )
+                if version.id != model:
+                    raise Refused(
+                        409,
+                        "model_in_use",
+                        f"{version.id} is the current version of {version.name!r}; to take the "
+                        "name away too, give the whole id",
+                    )
+                del self._current[version.name]
             self._by_id.pop(version.id, None)
         return version

@@ -46,13 +46,15 @@ def write_card(
         + " |"
         for number, rank in enumerate(RANKS)
     ]
+    count = facts["epochs"]
+    epochs = "1 epoch" if count == 1 else f"{count} epochs"
     text = f"""# Taxonomy adapter for {base or Path(config.model).name}
 
 A LoRA adapter (r {config.rank}, alpha {config.alpha}, on {", ".join(config.targets)}) and seven
 heads that name the kingdom, phylum, class, order, family, genus and species of DNA sequences.
 {_describe_base(config, base, facts)}
 
-Trained on {facts["train"]:,} sequences for {facts["epochs"]} epochs; evaluated on
+Trained on {facts["train"]:,} sequences for {epochs}; evaluated on
 {facts["eval"]:,} others. {facts["trainable"]:,} of {facts["parameters"]:,} parameters were trained.
 
 | rank | classes | accuracy | macro-F1 | top-3 | calibration error |

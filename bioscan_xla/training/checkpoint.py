@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ..encode import runtime
+from ..encode.model_files import share_weights
 from ..errors import ConfigError
 from ..options import FinetuneConfig
 from ..reads.labels import LabelSpace
@@ -204,6 +205,7 @@ class Checkpoints:
             self._labels.save(part / "labels.json")
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
+            share_weights(part)
             shutil.rmtree(target, ignore_errors=True)
             part.rename(target)
             if best:

@@ -23,7 +23,7 @@ import yaml
 from safetensors.torch import save_file
 
 from ..encode.model import no_bars
-from ..encode.model_files import READING, TRAINED
+from ..encode.model_files import READING, TRAINED, share_weights
 from ..errors import SyncError
 from ..options import FinetuneConfig
 from ..reads.labels import LabelSpace
@@ -150,6 +150,7 @@ def _replacing(folder: Path) -> Iterator[Path]:
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
     yield new
+    share_weights(new)
     (folder / _LAST).unlink(missing_ok=True)
     for name in (HELDOUT, "confusions.csv", "confusion.png", "vectors.png"):
         (folder / name).unlink(missing_ok=True)  # the new model may have none

@@ -30,6 +30,7 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from ..encode.architecture import new_model
 from ..encode.model import no_bars
+from ..encode.model_files import share_weights
 from ..encode.packing import FIRST_POSITION
 from ..errors import ConfigError, InputError
 from ..options import PretrainConfig
@@ -230,6 +231,7 @@ def _write_whole(
     shutil.rmtree(part, ignore_errors=True)
     with no_bars():
         model.save_pretrained(part)
+    share_weights(part)
     save_tokenizer(part)
     record = _identity(config, sequences) | {"result": figures}
     (part / _RECORD).write_text(json.dumps(record, indent=1) + "\n")
