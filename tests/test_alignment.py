@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from bioscan_xla.classification import alignment
 from bioscan_xla.classification.alignment import (
     GAP_EXTEND,
     GAP_OPEN,
@@ -171,3 +172,21 @@ def test_sequences_too_short_or_too_foreign_for_a_guess_are_aligned_all_the_same
     found = align(query, [query[:9], far[:80] + far[83:150] + "AC" + far[150:]])
     assert {hit.number for hit in found} == {0, 1}
     assert all(hit.columns for hit in found)
+
+
+def test_a_short_reference_is_traced_where_not_all_can_be(monkeypatch):
+    """A gene within a long query is among longer sequences that match it less well."""
+    monkeypatch.setattr(alignment, "_MOST_CELLS", 1)  # two matrices
+    monkeypatch.setattr(alignment, "guess_trace", lambda *_: None)
+    rng = np.random.default_rng(3)
+    query = "".join(rng.choice(list("ACGT"), 1500))
+    letters = np.array(list(query))
+    gene = query[300:900]
+    longer = []
+    for _ in range(9):
+        changed = letters.copy()
+        places = rng.choice(len(letters), len(letters) // 10, replace=False)
+        changed[places] = rng.choice(list("ACGT"), len(places))
+        longer.append("".join(changed[np.sort(rng.permutation(len(changed))[:-40])]))
+    found = align(query, [*longer, gene], num_traced=3)
+    assert 9 in [hit.number for hit in found]

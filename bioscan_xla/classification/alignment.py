@@ -11,6 +11,7 @@ Reference: Sosic (2015), Opal, https://github.com/Martinsos/opal; vsearch's --id
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -72,8 +73,8 @@ def align(query: str, references: Sequence[str], num_traced: int | None = None) 
         references: cleaned.
         num_traced: only this many of the best scores get an alignment, and this many of the best
             scores per base of the shorter sequence, so that short references have their chance.
-            Of very long ones that need a filled matrix, only the best. All by default. A score
-            costs a tenth of a filled matrix.
+            Of very long ones that need a filled matrix, only the first of both. All by default. A
+            score costs a tenth of a filled matrix.
     """
     import pyopal
 
@@ -88,9 +89,10 @@ def align(query: str, references: Sequence[str], num_traced: int | None = None) 
     if num_traced is not None and num_traced < len(references):
         scores = np.array([result.score for result in ends], float)
         shorter = np.array([min(len(query), len(text)) for text in references])
-        best = np.argsort(-scores, kind="stable")[:num_traced]
-        dense = np.argsort(-scores / shorter, kind="stable")[:num_traced]
-        chosen = sorted({*best.tolist(), *dense.tolist()})
+        best = np.argsort(-scores, kind="stable")[:num_traced].tolist()
+        dense = np.argsort(-scores / shorter, kind="stable")[:num_traced].tolist()
+        # In turn, for where not all can be afforded.
+        chosen = list(dict.fromkeys(chain.from_iterable(zip(best, dense, strict=True))))
     letters = as_letters(query)
     traces: dict[int, Trace] = {}
     for number in chosen:
@@ -101,8 +103,8 @@ def align(query: str, references: Sequence[str], num_traced: int | None = None) 
             traces[number] = found
     rest = [number for number in chosen if number not in traces]
     if num_traced is not None:
-        rest = _affordable(query, references, sorted(rest, key=lambda at: -ends[at].score))
-        chosen = sorted({*traces, *rest})
+        rest = _affordable(query, references, rest)
+        chosen = [number for number in chosen if number in traces or number in rest]
     if rest:
         database = pyopal.Database([references[number] for number in rest], alphabet=alphabet)
         for result in aligner.align(query, database, mode="full", algorithm="ov"):
