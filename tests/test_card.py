@@ -2,6 +2,7 @@
 
 import csv
 import json
+import warnings
 
 import numpy as np
 import pytest
@@ -81,3 +82,14 @@ def test_vectors_are_drawn_where_they_span_a_plane(tmp_path):
     assert (tmp_path / "v.png").stat().st_size > 1000
     draw_vectors(tmp_path / "one.png", vectors[:1], np.array([0]), ["Annelida"])
     assert not (tmp_path / "one.png").exists()
+
+
+def test_many_phyla_fit_into_the_picture(tmp_path):
+    """Those beyond the most frequent are grey together; matplotlib would give up the layout."""
+    rng = np.random.default_rng(0)
+    phylum = np.repeat(np.arange(80), 3)
+    names = [f"Phylum number {number}" for number in range(80)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        draw_vectors(tmp_path / "v.png", rng.normal(size=(240, 8)), phylum, names)
+    assert (tmp_path / "v.png").stat().st_size > 5_000

@@ -17,6 +17,7 @@ from ..reads.labels import UNKNOWN, LabelSpace
 from ..reads.lineages import RANKS
 
 _MOST_CLASSES = 30
+_MOST_PHYLA = 10  # as many as matplotlib has colours
 
 
 def draw_curves(path: Path, history: Sequence[Mapping[str, Any]]) -> None:
@@ -84,17 +85,22 @@ def write_confusions(
 def draw_vectors(path: Path, vectors: np.ndarray, phylum: np.ndarray, names: Sequence[str]) -> None:
     """Vectors on their first two principal components, coloured by phylum, as PNG.
 
-    Fewer than two vectors are not drawn.
+    The most frequent phyla have a colour, all others together grey. Fewer than two vectors are not
+    drawn.
     """
     if min(vectors.shape) < 2:
         return
     plt = _pyplot()
     plane = PCA(2, random_state=0).fit_transform(vectors)
+    found, counts = np.unique(phylum[phylum != UNKNOWN], return_counts=True)
+    shown = np.sort(found[np.argsort(-counts, kind="stable")[:_MOST_PHYLA]])
+    groups = [("unknown", phylum == UNKNOWN, "0.8")]
+    groups.append(("other", (phylum != UNKNOWN) & ~np.isin(phylum, shown), "0.5"))
+    groups += [(names[n], phylum == n, f"C{at}") for at, n in enumerate(shown)]
     figure, axis = plt.subplots(figsize=(7, 6), layout="constrained")
-    for number in np.unique(phylum):
-        at = phylum == number
-        label = "unknown" if number == UNKNOWN else names[number]
-        axis.scatter(plane[at, 0], plane[at, 1], s=9, label=label)
+    for label, rows, colour in groups:
+        if rows.any():
+            axis.scatter(plane[rows, 0], plane[rows, 1], s=9, label=label, color=colour)
     axis.set(xlabel="first principal component", ylabel="second principal component")
     axis.legend(fontsize="small", markerscale=2)
     figure.savefig(path, dpi=110)
