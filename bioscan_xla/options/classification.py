@@ -33,10 +33,11 @@ class ClassifyConfig:
     """Reading frames of the model: 1 or 6; by default those it was trained with, or the table's."""
 
     strands: str | None = None
-    """given or both, likewise."""
+    """Strands of the model: given, or both for the mean over both; by default likewise."""
 
     method: str = "neighbours"
-    """neighbours (aligned references decide), heads (those of a fine-tuned model alone), both, or
+    """neighbours (aligned references decide), heads (those of a fine-tuned model alone, for which
+    --reference is optional), both, or
     argmax (the best class of each head by itself, whose names may contradict each other)."""
 
     reference_table: str = "embeddings"
@@ -49,7 +50,7 @@ class ClassifyConfig:
     """Version of the reference, for the results."""
 
     reference_columns: dict[str, str] = dataclasses.field(default_factory=dict)
-    """Column names of the reference file, where they differ: {dna_sequence: seq}."""
+    """Column names of the reference file, where they differ: dna_sequence=seq."""
 
     header_taxonomy: str | None = None
     """Lineage in the FASTA headers of the reference: sintax or silva."""
@@ -67,10 +68,10 @@ class ClassifyConfig:
     """Share of the shorter sequence that an alignment must cover to be evidence."""
 
     precision: float = 0.95
-    """A name is kept at a rank where this share of such names is right."""
+    """Share of the kept names that should be right, at each rank; a lower one keeps more names."""
 
     threshold: dict[str, float] = dataclasses.field(default_factory=dict)
-    """Least confidence by rank, instead of what precision gives: {genus: 0.8}."""
+    """Least confidence at a rank, in place of what precision gives: genus=0.8 species=0.9."""
 
     novel_share: float = 0.2
     """Share of the sequences that you expect to be of genera that the reference lacks."""
@@ -94,7 +95,7 @@ class ClassifyConfig:
     """Marker, such as 12S rRNA; for the Darwin Core archive where the metadata have none."""
 
     columns: dict[str, str] = dataclasses.field(default_factory=dict)
-    """Column names of the input, where they differ."""
+    """Column names of the input, where they differ: dna_sequence=seq."""
 
     min_length_bp: int = 20
     """Shorter sequences are rejected."""
@@ -188,7 +189,7 @@ class ReferenceConfig:
     """center and whiten: name of the new table, by default centered or whitened."""
 
     columns: dict[str, str] = dataclasses.field(default_factory=dict)
-    """Column names of the file, where they differ."""
+    """Column names of the file, where they differ: dna_sequence=seq."""
 
     header_taxonomy: str | None = None
     """Lineage in FASTA headers: sintax or silva."""

@@ -75,10 +75,10 @@ class EmbedConfig:
     """float16 or float32: how vectors are stored."""
 
     store_sequences: bool = True
-    """Also store the cleaned sequence."""
+    """Also store the cleaned sequence; false leaves it out."""
 
     columns: dict[str, str] = dataclasses.field(default_factory=dict)
-    """Column names of the file, where they differ: {dna_sequence: seq, depth: depth_m}."""
+    """Column names of the file, where they differ: dna_sequence=seq depth=depth_m."""
 
     keep: list[str] = ()  # type: ignore[assignment]
     """Further Parquet columns to carry into the table."""
@@ -117,7 +117,7 @@ class EmbedConfig:
     """local (this process, one device) or ray (workers of a Ray cluster, or of this machine)."""
 
     workers: int | None = None
-    """ray only: how many workers; by default one a TPU host, one a GPU, or one a CPU host."""
+    """ray only: how many workers; by default one per TPU host, GPU or CPU host."""
 
     process_index: int = 0
     """Number of this process, from 0, of those that share the input."""
@@ -177,7 +177,7 @@ class SearchConfig:
     """Name of the table."""
 
     k: int = 10
-    """Rows a query."""
+    """Rows per query."""
 
     where: str | None = None
     """SQL condition on the columns, such as "depth > 1000"."""

@@ -21,7 +21,7 @@ class SiteLabelsConfig:
     """File to write."""
 
     columns: dict[str, str] = field(default_factory=dict)
-    """Column names of the file, where they differ: {dna_sequence: seq, genus: Genus}."""
+    """Column names of the file, where they differ: dna_sequence=seq genus=Genus."""
 
     header_taxonomy: str | None = None
     """Read the lineage from FASTA headers: sintax or silva."""

@@ -30,7 +30,7 @@ class SampleConfig:
     """Write the built-in sample, some queries and a small model into a folder."""
 
     folder: str
-    """Where to write `sample.parquet`, `query.fasta` and `model/`."""
+    """Folder for the sample, queries, a cruise to classify and `model/`."""
 
     num_sequences: int = 400
     """Simulated sequences in the sample."""

@@ -78,16 +78,16 @@ class ServeConfig:
     """Port to listen at; 0 takes a free one."""
 
     anonymous: bool = False
-    """Listen beyond this machine though no BIOSCAN_API_KEY is set."""
+    """Allow a --host that other machines reach though no BIOSCAN_API_KEY is set."""
 
     max_body_mb: int = 16
-    """Megabytes of a request."""
+    """Largest request, in megabytes."""
 
     max_sequences: int = 2048
-    """Sequences of a request."""
+    """Most sequences in a request."""
 
     max_request_tokens: int = 400_000
-    """Tokens of a request."""
+    """Most tokens in a request."""
 
     max_queue_tokens: int = 1_000_000
     """Tokens that may wait; further requests get 429."""

@@ -69,7 +69,7 @@ class FinetuneConfig:
     """bfloat16 or float32, of the frozen base; the adapter and the heads are float32."""
 
     columns: dict[str, str] = dataclasses.field(default_factory=dict)
-    """Column names of the file, where they differ: {dna_sequence: seq, genus: Genus}."""
+    """Column names of the file, where they differ: dna_sequence=seq genus=Genus."""
 
     header_taxonomy: str | None = None
     """Read the lineage from FASTA headers: sintax or silva."""
@@ -78,7 +78,7 @@ class FinetuneConfig:
     """QIIME 2 taxonomy TSV (Feature ID, Taxon), joined by sequence id."""
 
     min_sequences: int = 2
-    """A class with fewer sequences is unknown at its rank and still counts above it."""
+    """A class with fewer sequences is not learned; its sequences still count at the ranks above."""
 
     labels: str | None = None
     """A labels.json with the classes to learn; by default those of the training sequences."""
@@ -129,7 +129,8 @@ class FinetuneConfig:
     """Share of training sequences read from the other strand: 0.5 where strands are mixed."""
 
     frame_shift: bool = True
-    """Drop 0 to 5 leading bases of training sequences: 6-mer tokens change with the frame."""
+    """Drop 0 to 5 leading bases of training sequences, as 6-mer tokens change with the frame; false
+    leaves them whole."""
 
     frames: int | str | None = None
     """1; 6 for the mean over the reading frames; random to train on one of them, drawn again each
@@ -272,7 +273,7 @@ class PretrainConfig:
     """Folder for the model."""
 
     columns: dict[str, str] = dataclasses.field(default_factory=dict)
-    """Column names of the file, where they differ."""
+    """Column names of the file, where they differ: dna_sequence=seq."""
 
     hidden: int = 256
     """Width of the encoder."""
