@@ -29,8 +29,9 @@ def run_classification_pipeline(
 
     Returns:
         What `run.json` holds: `classified` (records), `read`, `rejected` (by reason), `named` (by
-        rank), `unplaced` (without evidence), `novel`, `tied`, `reversed`, `contradictions`,
-        `thresholds` (None where no name at a rank holds the precision), `novelty_trust`,
+        rank), `unplaced` (without evidence), `unsure` (with no name that is sure enough), `novel`,
+        `tied`, `reversed`, `contradictions`, `untested_ranks` (of which the reference has one
+        taxon), `thresholds` (None where no name at a rank holds the precision), `novelty_trust`,
         `reference`, `model`, `method`, `controls` and `darwin_core` where counts were given,
         `seconds`, `interrupted`.
 
@@ -51,9 +52,8 @@ def summary(config: ClassifyConfig, result: dict[str, Any]) -> str:
         return f"interrupted; results are kept in {config.output}. Run the same command to resume"
     total = result["classified"]
     lines = [
-        f"{_count(total, 'sequence')} classified in {result['seconds']:.1f} s with "
-        f"{_count(result['reference']['sequences'], 'reference')} of "
-        f"{result['reference']['name']} ({result['method']})",
+        f"{_count(total, 'sequence')} classified in {result['seconds']:.1f} s "
+        f"{_against(result['reference'])}({result['method']})",
         "names kept: " + ", ".join(f"{rank} {result['named'][rank]:,}" for rank in RANKS),
         "least confidence: "
         + ", ".join(f"{rank} {_least(result['thresholds'][rank])}" for rank in RANKS),
@@ -66,6 +66,8 @@ def summary(config: ClassifyConfig, result: dict[str, Any]) -> str:
             f"without a name: {result['unplaced']:,} that align to no reference (another marker or "
             f"group than the reference's{strand})"
         )
+    if result["unsure"]:
+        lines.append(f"without a name: {result['unsure']:,} whose best name is not sure enough")
     told = [f"{result['tied']:,} tied with another lineage"]
     if result["calibration_trials"]:
         told.insert(0, f"{result['novel']:,} look new")
@@ -73,7 +75,10 @@ def summary(config: ClassifyConfig, result: dict[str, Any]) -> str:
         told.append(f"{result['reversed']:,} on the other strand")
     lines.append("; ".join(told))
     if result["contradictions"]:
-        lines.append(f"{result['contradictions']:,} have names that contradict each other")
+        lines.append(
+            f"{result['contradictions']:,} have names that contradict each other, those below the "
+            "cut included"
+        )
     if result["rejected"]:
         from .reads.cleaning import Code
 
@@ -85,7 +90,8 @@ def summary(config: ClassifyConfig, result: dict[str, Any]) -> str:
         what = "removed" if controls["removed"] else "kept and flagged"
         lines.append(
             f"{_count(controls['samples'], 'negative control')}, {what}; "
-            f"{_count(controls['sequences'], 'sequence')} found in controls"
+            f"{_count(controls['sequences'], 'sequence')} found in controls, "
+            f"{controls['only_there']:,} only there"
         )
     if archive := result.get("darwin_core"):
         lines.append(
@@ -95,6 +101,11 @@ def summary(config: ClassifyConfig, result: dict[str, Any]) -> str:
         )
     lines.append(f"results in {config.output}: report.html, classified.parquet, taxonomy.tsv ...")
     return "\n".join(lines)
+
+
+def _against(reference: dict[str, Any]) -> str:
+    number = reference["sequences"]
+    return f"with {_count(number, 'reference')} of {reference['name']} " if number else ""
 
 
 def _least(threshold: float | None) -> str:

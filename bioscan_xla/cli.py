@@ -9,6 +9,7 @@ one, a duplicate key in a YAML an error that names both lines; a user error is o
 import dataclasses
 import difflib
 import logging
+import os
 import re
 import sys
 import types
@@ -73,6 +74,9 @@ def run_command(
     except BioscanError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except BrokenPipeError:  # whoever read the output has left; what was to be done is done
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (flushed when the interpreter ends)
+        return 141
     except PermissionError as error:
         print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
         return 1

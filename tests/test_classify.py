@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -19,6 +20,8 @@ from bioscan_xla.classification.record import SCHEMA
 from bioscan_xla.classify import main
 from bioscan_xla.errors import BioscanError, ConfigError, InputError
 from bioscan_xla.reads.lineages import RANKS
+
+from .cruise import mutate
 
 
 def test_names_strands_and_evidence(data, done):
@@ -96,7 +99,8 @@ def test_run_json_tells_the_reference(done):
     run = json.loads((done[0] / "run.json").read_text())
     assert len(run["reference"]["content_hash"]) == 64
     assert run["thresholds"]
-    assert run["controls"] == {"samples": 1, "removed": False, "sequences": 1}
+    found = {"samples": 1, "sequences": 1, "only_there": 1}
+    assert run["controls"] == {"removed": False} | found
 
 
 def test_fasta_reference_gives_the_same_names(data, done, tmp_path):
@@ -233,10 +237,60 @@ def test_a_few_bases_name_nobody(training_sample, tmp_path):
     text = pq.read_table(training_sample)["dna_sequence"][0].as_py().upper()
     queries = tmp_path / "q.fasta"
     queries.write_text(f">few\n{text[100:125]}\n>more\n{text[100:160]}\n")
-    run_classification_pipeline(str(queries), training_sample, str(tmp_path / "out"), num_trials=0)
+    options = {"num_trials": 0, "min_length_bp": 20}
+    run_classification_pipeline(str(queries), training_sample, str(tmp_path / "out"), **options)
     few, more = read_rows(tmp_path / "out")
     assert (few["num_evidence"], few["best_phylum"], few["confidence"]) == (0, None, None)
     assert (more["identity"], more["best_phylum"] is None) == (1.0, False)
+
+
+def test_controls_that_are_removed_are_counted_first(data, done, tmp_path, capsys):
+    folder, _ = data
+    run_classification_pipeline(
+        str(folder / "asv.fasta"),
+        str(folder / "reference.parquet"),
+        str(tmp_path / "out"),
+        table=str(folder / "counts.tsv"),
+        samples=[str(folder / "samples.tsv"), str(folder / "libraries.tsv")],
+        remove_controls=True,
+        num_trials=0,
+    )
+    kept, removed = (
+        json.loads((where / "run.json").read_text())["controls"]
+        for where in (done[0], tmp_path / "out")
+    )
+    assert removed == kept | {"removed": True}
+    reads = {row["sequence_id"]: row["control_reads"] for row in read_rows(tmp_path / "out")}
+    assert reads == {name: row["control_reads"] for name, row in done[2].items()}
+
+
+def test_a_genus_that_is_alone_is_not_given_to_everything(tmp_path, caplog):
+    """No trial can lack it, so confidence would be 1 for whatever aligns."""
+    rng = np.random.default_rng(8)
+    root = "".join(rng.choice(list("ACGT"), 250))
+    lineage = dict(zip(RANKS, ["A", "Chordata", "Actino", "Ordera", "Fama", "Genus"], strict=False))
+    species = [mutate(root, 0.05, rng) for _ in range(12)]
+    rows = [
+        {"sequence_id": f"r{at}", "dna_sequence": mutate(species[at % 12], 0.005, rng)}
+        | lineage
+        | {"species": f"Genus {'abcdefghijkl'[at % 12]}us"}
+        for at in range(180)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "reference.parquet")
+    own = [mutate(rng.choice(species), 0.005, rng) for _ in range(10)]
+    other = [mutate(root, 0.22, rng) for _ in range(10)]
+    texts = [f">{at}\n{text}\n" for at, text in enumerate(own + other)]
+    (tmp_path / "q.fasta").write_text("".join(texts))
+    run = run_classification_pipeline(
+        str(tmp_path / "q.fasta"), str(tmp_path / "reference.parquet"), str(tmp_path / "out")
+    )
+    found = list(read_rows(tmp_path / "out"))
+    assert [row["genus"] for row in found] == ["Genus"] * 10 + [None] * 10
+    assert all(row["novelty"] > 0.9 for row in found[10:])
+    assert run["untested_ranks"] == ["order", "family", "genus"]
+    assert "the reference has one order and one family and one genus" in caplog.text
+    page = (tmp_path / "out/report.html").read_text()
+    assert "there the precision could not be tested" in page
 
 
 def test_config_error_is_a_config_error():

@@ -1,14 +1,21 @@
 """Options from YAML and flags; unknown ones are refused with the nearest name."""
 
 import dataclasses
+import sys
 
 import pytest
 
 from bioscan_xla import embed as embed_command
 from bioscan_xla import finetune
-from bioscan_xla.cli import parse
+from bioscan_xla.cli import parse, run_command
 from bioscan_xla.errors import ConfigError
-from bioscan_xla.options import EmbedConfig, FinetuneConfig, SearchConfig, SyncConfig
+from bioscan_xla.options import (
+    EmbedConfig,
+    FinetuneConfig,
+    SampleConfig,
+    SearchConfig,
+    SyncConfig,
+)
 
 from .conftest import ROOT, run_python
 
@@ -214,3 +221,14 @@ def test_help_and_print_config(capsys):
     with pytest.raises(SystemExit):
         embed("--commit-rows", "77", "--print-config")
     assert "commit_rows: 77" in capsys.readouterr().out
+
+
+def test_a_reader_that_has_left_is_no_error(capsys, monkeypatch):
+    """As with `... | head`: the work is done."""
+    monkeypatch.setattr(sys, "stdout", sys.stdout)
+
+    def work(config):
+        raise BrokenPipeError
+
+    assert run_command(SampleConfig, work, ["demo"], "prog", positionals=("folder",)) == 141
+    assert capsys.readouterr().err == ""

@@ -177,6 +177,9 @@ def test_samples_that_are_wrong_are_refused(tmp_path):
         samples_of(tmp_path, "sample\tlatitude\nX\t99\n", ["Y"])
     with pytest.raises(InputError, match="must be a number from -90 to 90"):
         samples_of(tmp_path, "sample\tlatitude\nX\t99\n")
+    with pytest.raises(InputError, match="sample 'X' has two rows that differ"):
+        samples_of(tmp_path, "sample\tlatitude\nX\t9\nX\t8\n")
+    assert samples_of(tmp_path, "sample\tlatitude\nX\t9\nX\t9\n")[0].latitude == 9
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from bioscan_xla import run_classification_pipeline, run_finetuning_pipeline
+from bioscan_xla.classification.formats import agreeing_hit
 from bioscan_xla.classification.journal import read_rows
+from bioscan_xla.classification.record import lineage_text
 from bioscan_xla.errors import BioscanError, ConfigError, ModelError
 from bioscan_xla.reads.lineages import RANKS
 
@@ -90,6 +92,11 @@ def test_heads_alone_and_with_references(data, tuned, tmp_path, method, referenc
         best = tuple(rows[name][f"best_{rank}"] for rank in RANKS)
         assert best in known
         right += best[5] == lineage[5]
+        if method == "heads" and reference:  # they are only shown beside the name
+            assert rows[name]["tied_rank"] is None
+            hit = agreeing_hit(rows[name])
+            kept = [rows[name][rank] for rank in RANKS]
+            assert hit is None or hit["lineage"].startswith(lineage_text(kept))
     assert right >= (36 if method == "both" else 20)
 
 

@@ -132,9 +132,18 @@ FAIRE_COLUMNS = (
 )
 
 
+def agreeing_hit(row: Row) -> Mapping[str, Any] | None:
+    """The most identical hit whose lineage has the names that were given, None if none has."""
+    for hit in row["hits"] or ():
+        theirs = hit["lineage"].split(";")
+        if all(a in (None, b) or b == "?" for a, b in zip(names_of(row), theirs, strict=False)):
+            return hit
+    return None
+
+
 def faire_cells(row: Row, reference: str) -> list[object]:
     """A row of FAIRe's taxa table."""
-    hit = row["hits"][0] if row["hits"] else None
+    hit = agreeing_hit(row)
     names = known_part(names_of(row))
     return [
         row["sequence_id"],

@@ -171,7 +171,8 @@ def _held_out_shares(namer: Namer, rows: np.ndarray) -> dict[int, list[np.ndarra
         return found
     log.warning(
         "%d of the references are known not to have been trained on; calibrating heads needs %d. "
-        "Confidence is calibrated as if the heads said nothing; --method neighbours is safer",
+        "Confidence is calibrated as if the heads said nothing; --method neighbours is safer, or "
+        "fine-tune with a larger --eval-fraction",
         len(found),
         _FEWEST_REFERENCES,
     )
@@ -186,7 +187,7 @@ def _try_heads(namer: Namer, num_trials: int, rng: np.random.Generator) -> Trial
     if held is None or len(held.vectors) < _FEWEST_REFERENCES:
         log.warning(
             "the model keeps %d held-out sequences; calibration needs %d. Confidence is the heads' "
-            "own probability, which is not calibrated",
+            "own probability, which is not calibrated; fine-tune with a larger --eval-fraction",
             0 if held is None else len(held.vectors),
             _FEWEST_REFERENCES,
         )

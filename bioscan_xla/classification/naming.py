@@ -41,6 +41,7 @@ class Named:
         hits: the evidence.
         decision: None where there is no evidence.
         features: (ranks, features), what confidence is computed from.
+        by_heads: True where the heads decided alone and the hits are only shown beside the name.
     """
 
     sequence: str
@@ -48,6 +49,7 @@ class Named:
     hits: Hits
     decision: Decision | None
     features: np.ndarray | None
+    by_heads: bool = False
 
 
 class Namer:
@@ -164,7 +166,7 @@ class Namer:
     ) -> Named:
         """Name by the heads alone; the references are only shown beside the name."""
         decision, features = self.decide_by_heads(shares, len(sequence))
-        return Named(sequence, strand, hits, decision, features)
+        return Named(sequence, strand, hits, decision, features, by_heads=True)
 
     def decide_by_heads(
         self, shares: Sequence[np.ndarray], length_bp: int

@@ -97,8 +97,18 @@ def calibrate_namer(config: ClassifyConfig, namer: Namer) -> Calibration:
         novel_share=config.novel_share,
         precision=config.precision,
         fixed_thresholds=config.threshold,
+        single=[
+            rank for rank, none in zip(RANKS, namer.nameless, strict=True) if (~none).sum() == 1
+        ],
     )
-    if trials is not None and calibration.num_trials < _ENOUGH_TRIALS:
+    if calibration.untested:
+        ranks = [RANKS[rank] for rank in calibration.untested]
+        log.warning(
+            "the reference has one %s: whether a sequence belongs to it cannot be tested. "
+            "Confidence there is what such an identity gave in other references; add relatives",
+            " and one ".join(ranks),
+        )
+    if trials is not None and 0 < calibration.num_trials < _ENOUGH_TRIALS:
         raised = config.num_trials < _ENOUGH_TRIALS
         log.warning(
             "confidence rests on %d left-out sequences only; below %d the precision of %g may not "

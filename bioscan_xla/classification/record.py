@@ -184,7 +184,8 @@ def _describe_ties(item: Named, reference: Reference) -> dict:
     tree = reference.tree
     own = tree.names_along(item.decision.path)
     leaves = set(item.decision.equal)
-    for number, hit in zip(item.hits.numbers, item.hits.aligned, strict=True):
+    deciding = [] if item.by_heads else zip(item.hits.numbers, item.hits.aligned, strict=True)
+    for number, hit in deciding:
         first = item.hits.aligned[0]
         if (hit.identity, hit.coverage) == (first.identity, first.coverage):
             leaves.add(int(reference.leaves[number]))
@@ -252,7 +253,9 @@ def _describe_novelty(
     new = [rank for rank in _NEW_RANKS if novelty[rank] > 0.5]
     # What is named at a rank is not new there.
     new = [rank for rank in new if record.get(RANKS[rank]) is None]
-    if not new:
+    # Where the best references have no name, or several that fit, the taxon may well be theirs.
+    tied = RANKS.index(record["tied_rank"]) if record.get("tied_rank") else len(RANKS)
+    if not new or new[0] >= tied or record.get(f"best_{RANKS[new[0]]}") is None:
         return result
     parent = RANKS[new[0] - 1]
     above = [rank for rank in RANKS[: new[0]] if record.get(rank)]

@@ -236,13 +236,13 @@ def _controls(overview: Overview, run: Mapping[str, Any]) -> dict[str, Any] | No
     if run.get("controls") is None or not run["controls"]["samples"]:
         return None
     count = run["controls"]["samples"]
+    told = "Controls are flagged and were not removed."
     if run["controls"]["removed"]:
-        removed = "1 negative control was" if count == 1 else f"{count} negative controls were"
-        return {"note": f"{removed} removed, as asked.", "rows": []}
+        were = "1 negative control was" if count == 1 else f"{count} negative controls were"
+        told = f"{were} removed, as asked; their reads count nowhere else."
     more = " The most frequent are shown." if overview.num_in_controls > 50 else ""
     return {
-        "note": f"Sequences found in negative controls: {overview.num_in_controls:,}. Controls are "
-        "flagged and were not removed. A sequence that is frequent here and rare elsewhere is "
-        f"likely a contaminant.{more}",
+        "note": f"Sequences found in negative controls: {overview.num_in_controls:,}. {told} A "
+        f"sequence that is frequent here and rare elsewhere is likely a contaminant.{more}",
         "rows": overview.controls,
     }

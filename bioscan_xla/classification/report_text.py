@@ -34,9 +34,20 @@ def lede_text(overview: Overview, run: Mapping[str, Any]) -> str:
             f". Lineages are cut so that about {run['options']['precision']:.0%} of the names at "
             f"each rank were right in a test on {run['calibration_trials']:,} {left_out}."
         )
+        told += _untested_text(run)
     else:
         told += ". Confidence is not calibrated."
     return told.replace("%", " %")
+
+
+def _untested_text(run: Mapping[str, Any]) -> str:
+    """Ranks to which the precision does not apply."""
+    if not run.get("untested_ranks"):
+        return ""
+    return (
+        f" The reference has one {' and one '.join(run['untested_ranks'])}: there the precision "
+        "could not be tested, and confidence rests on identity alone."
+    )
 
 
 def novel_note(overview: Overview, run: Mapping[str, Any]) -> str:
@@ -81,7 +92,7 @@ def methods_text(run: Mapping[str, Any]) -> str:
         f"Lineages were cut at the confidence that gave a precision of {options['precision']:.0%} "
         f"on {run['calibration_trials']:,} {tried} (least confidence by rank: {thresholds}), "
         f"expecting {options['novel_share']:.0%} of the sequences to be of genera absent from the "
-        "reference."
+        f"reference.{_untested_text(run)}"
         if run["calibration_trials"]
         else f"Confidence was not calibrated. Least confidence by rank: {thresholds}."
     )

@@ -41,11 +41,13 @@ class Sampling:
         counts: with controls left out where that was asked for.
         samples: of the columns of `counts`.
         num_controls: negative controls in the table.
+        control_reads: (rows of `counts`,) reads in negative controls, those left out too.
     """
 
     counts: Counts
     samples: list[Sample]
     num_controls: int
+    control_reads: np.ndarray
 
 
 def read_sampling(config: ClassifyConfig) -> Sampling | None:
@@ -59,19 +61,26 @@ def read_sampling(config: ClassifyConfig) -> Sampling | None:
     counts = read_counts(config.table)
     if config.samples:
         samples = read_samples(config.samples, counts.samples)
-        if not config.target_gene and not all(s.fields.get("target_gene") for s in samples):
+        known = [s for s in samples if s.fields]  # the others make no occurrence
+        if not config.target_gene and not all(s.fields.get("target_gene") for s in known):
             log.warning("dwca.zip will lack the marker; name it with --target-gene '12S rRNA'")
     else:
         samples = [Sample(name) for name in counts.samples]
     unknown = [s.name for s in samples if config.samples and not s.fields]
     if unknown:
-        log.warning("%d samples have no metadata, among them %s", len(unknown), unknown[0])
-    controls = [s.is_control for s in samples]
-    if any(controls) and config.remove_controls:
-        keep = np.flatnonzero(~np.array(controls))
+        log.warning(
+            "samples without metadata: %d of %d, such as %s",
+            len(unknown),
+            len(samples),
+            unknown[0],
+        )
+    controls = np.array([s.is_control for s in samples], bool)
+    control_reads = np.asarray(counts.matrix[:, np.flatnonzero(controls)].sum(1)).ravel()
+    if controls.any() and config.remove_controls:
+        keep = np.flatnonzero(~controls)
         samples = [samples[at] for at in keep]
         counts = Counts(counts.ids, [s.name for s in samples], counts.matrix[:, keep])
-    return Sampling(counts, samples, sum(controls))
+    return Sampling(counts, samples, int(controls.sum()), control_reads)
 
 
 def _completion(sampling: Sampling | None) -> Callable[[pa.Table], pa.Table]:
@@ -82,7 +91,6 @@ def _completion(sampling: Sampling | None) -> Callable[[pa.Table], pa.Table]:
     controls = np.array([sample.is_control for sample in sampling.samples], bool)
     matrix = sampling.counts.matrix
     reads = np.asarray(matrix[:, np.flatnonzero(~controls)].sum(1)).ravel()
-    in_controls = np.asarray(matrix[:, np.flatnonzero(controls)].sum(1)).ravel()
     num_samples = np.asarray((matrix[:, np.flatnonzero(~controls)] > 0).sum(1)).ravel()
 
     def complete(rows: pa.Table) -> pa.Table:
@@ -91,7 +99,7 @@ def _completion(sampling: Sampling | None) -> Callable[[pa.Table], pa.Table]:
         for column, values in (
             ("reads", reads),
             ("num_samples", num_samples),
-            ("control_reads", in_controls),
+            ("control_reads", sampling.control_reads),
         ):
             field = rows.schema.field(column)
             cells = [None if place is None else int(values[place]) for place in at]
@@ -154,7 +162,17 @@ def write_results(
         raise _no_match(folder, config.table or "", counts)
     if matched < len(counts.ids):
         log.warning(
-            "%d rows of %s match no sequence of the input", len(counts.ids) - matched, config.table
+            "rows of %s that match no sequence of the input: %d of %d",
+            config.table,
+            len(counts.ids) - matched,
+            len(counts.ids),
+        )
+    if matched < result["classified"]:
+        log.warning(
+            "sequences of the input that have no row in %s: %d of %d; they are in no sample",
+            config.table,
+            result["classified"] - matched,
+            result["classified"],
         )
     write_biom(folder / "table.biom", rows(), counts, samples, f"bioscan_xla {__version__}")
     write_phyloseq(folder / "phyloseq", rows(), counts, samples)
@@ -162,6 +180,7 @@ def write_results(
         "samples": sampling.num_controls,
         "removed": config.remove_controls,
         "sequences": result.pop("in_controls"),
+        "only_there": result.pop("only_in_controls"),
     }
     if config.samples:
         result["darwin_core"] = write_archive(
@@ -195,17 +214,27 @@ def _no_match(folder: Path, table: str, counts: Counts) -> InputError:
 def _count_names(rows: Iterator[dict]) -> dict[str, Any]:
     named: Counter = Counter()
     tally: Counter = Counter(
-        with_counts=0, in_controls=0, unplaced=0, novel=0, tied=0, reversed=0, contradictions=0
+        with_counts=0,
+        in_controls=0,
+        only_in_controls=0,
+        unplaced=0,
+        unsure=0,
+        novel=0,
+        tied=0,
+        reversed=0,
+        contradictions=0,
     )
     for row in rows:
         named.update(rank for rank in RANKS if row[rank])
         tally["with_counts"] += row["reads"] is not None
         tally["in_controls"] += bool(row["control_reads"])
+        tally["only_in_controls"] += bool(row["control_reads"] and not row["reads"])
         tally["unplaced"] += is_unplaced(row)
         tally["novel"] += row["novelty_rank"] is not None
         tally["tied"] += row["tied_rank"] is not None
         tally["reversed"] += row["strand"] == "minus"
         tally["contradictions"] += bool(row["contradiction"])
+        tally["unsure"] += row["assigned_rank"] is None and not is_unplaced(row)
     return {"named": {rank: named[rank] for rank in RANKS}, **tally}
 
 

@@ -27,6 +27,7 @@ from ..errors import InputError
 from ..options import ClassifyConfig
 from ..reads.files import count_rows, metadata_schema
 from ..reads.inputs import changed_files, name_inputs, source_key
+from ..reads.lineages import RANKS
 from ..reads.raw import ReadOptions
 from ..reads.records import Chunk, read_chunks
 from ..reads.shares import by_source, mark
@@ -119,6 +120,7 @@ def _describe(
         "model": dict(encoder.fingerprint) if encoder else None,
         "method": method_text(config, encoder),
         "calibration_trials": calibration.num_trials,
+        "untested_ranks": [RANKS[rank] for rank in calibration.untested],
         "thresholds": tell_thresholds(calibration),
         "novelty_trust": _trust_by_band(calibration),
         "versions": _versions(),

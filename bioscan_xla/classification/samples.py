@@ -81,7 +81,8 @@ def read_samples(paths: Sequence[str], names: Sequence[str]) -> list[Sample]:
         names: columns of the count table.
 
     Raises:
-        InputError: no file names any of the columns, or a position is not a number.
+        InputError: no file names any of the columns, two rows of a sample differ, or a position is
+            not a number.
     """
     tables = [_read_metadata(path) for path in paths]
     found: dict[str, dict[str, str]] = {}
@@ -104,7 +105,11 @@ def read_samples(paths: Sequence[str], names: Sequence[str]) -> list[Sample]:
             merged: dict[str, str] = {}
             for other in by_sample:
                 merged |= other.get(row.get(linked or key, ""), {})
-            found[row[key]] = {**row, **merged}
+            fields = {**row, **merged}
+            if found.setdefault(row[key], fields) != fields:
+                raise InputError(
+                    f"{paths[place]}: sample {row[key]!r} has two rows that differ; keep one"
+                )
     return [_make_sample(name, found.get(name, {}), paths) for name in names]
 
 

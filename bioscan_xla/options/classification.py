@@ -97,8 +97,8 @@ class ClassifyConfig:
     columns: dict[str, str] = dataclasses.field(default_factory=dict)
     """Column names of the input, where they differ: dna_sequence=seq."""
 
-    min_length_bp: int = 20
-    """Shorter sequences are rejected."""
+    min_length_bp: int = 30
+    """Shorter sequences are rejected; nothing shorter than 30 bases can be aligned for a name."""
 
     max_n_fraction: float = 0.5
     """Sequences with a larger share of N are rejected."""
@@ -134,6 +134,8 @@ class ClassifyConfig:
                 raise ConfigError(f"threshold names {rank!r}; ranks are {', '.join(RANKS)}")
             if not 0 <= value <= 1:
                 raise ConfigError(f"threshold of {rank} is {value}; it must be from 0 to 1")
+        if self.method != "neighbours" and self.model and not Path(self.model).is_dir():
+            raise ConfigError(f"model {self.model}: no such folder; check the path")
         has_heads = self.model is not None and (Path(self.model) / "heads.safetensors").is_file()
         if self.method != "neighbours" and not has_heads:
             raise ConfigError(
