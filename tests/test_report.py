@@ -319,3 +319,14 @@ def test_browser_shows_it(kind, tmp_path):
         assert '<span class="x">*</span>' in shown
     if kind == "whole":
         assert len(re.findall(r'class="site', shown)) == 2, "a dot on the map, a bar at its depth"
+
+
+def test_the_first_sentence_claims_no_precision_that_nothing_reached():
+    assert "about 95 % of the names" in page_data(summarise(rows()), RUN)["lede"]
+    never = RUN | {"thresholds": dict.fromkeys(RANKS)}
+    assert "so that no name is kept" in page_data(summarise(rows()), never)["lede"]
+    alone = RUN | {"untested_ranks": ["family", "genus"]}
+    assert (
+        "one family and one genus: there the precision could not"
+        in page_data(summarise(rows()), alone)["lede"]
+    )

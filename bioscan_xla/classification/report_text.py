@@ -28,7 +28,12 @@ def lede_text(overview: Overview, run: Mapping[str, Any]) -> str:
         told += "the heads of a fine-tuned model"
     else:
         told += f"{reference['sequences']:,} references of {_reference_name(run)}"
-    if run["calibration_trials"]:
+    if run["calibration_trials"] and not any(run["thresholds"].values()):
+        told += (
+            f". No confidence reached the precision of {run['options']['precision']:.0%} that was "
+            "asked for, so that no name is kept."
+        )
+    elif run["calibration_trials"]:
         left_out = "sequences that it was not trained on" if heads else "left-out references"
         told += (
             f". Lineages are cut so that about {run['options']['precision']:.0%} of the names at "
