@@ -31,9 +31,9 @@ def run_classification_pipeline(
         What `run.json` holds: `classified` (records), `read`, `rejected` (by reason), `named` (by
         rank), `unplaced` (without evidence), `unsure` (with no name that is sure enough), `novel`,
         `tied`, `reversed`, `contradictions`, `untested_ranks` (of which the reference has one
-        taxon), `thresholds` (None where no name at a rank holds the precision), `novelty_trust`,
-        `reference`, `model`, `method`, `controls` and `darwin_core` where counts were given,
-        `seconds`, `interrupted`.
+        taxon), `heads_not_calibrated`, `thresholds` (None where no name at a rank holds the
+        precision), `novelty_trust`, `reference`, `model`, `method`, `controls` and `darwin_core`
+        where counts were given, `seconds`, `interrupted`.
 
     Raises:
         BioscanError: a subclass; the message says what happened, where, and what to do.
@@ -60,6 +60,8 @@ def summary(config: ClassifyConfig, result: dict[str, Any]) -> str:
     ]
     if not result["calibration_trials"]:
         lines.append("confidence is not calibrated, and novelty is not known")
+    if result["heads_not_calibrated"]:
+        lines.append("confidence is calibrated without the heads: too few held-out sequences")
     if result["unplaced"]:
         strand = "" if config.strand == "both" else f", or not on the {config.strand} strand"
         lines.append(

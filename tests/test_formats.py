@@ -120,6 +120,12 @@ def test_lines_of_difficult_names():
     assert krona_path(nothing) == ("Unassigned",)
 
 
+def test_a_table_of_a_european_spreadsheet_is_read(tmp_path):
+    (tmp_path / "t.csv").write_text("ASV;S1;S2\na;3;0\nb;1;2\n")
+    counts = read_counts(str(tmp_path / "t.csv"))
+    assert (counts.samples, counts.matrix.toarray().tolist()) == (["S1", "S2"], [[3, 0], [1, 2]])
+
+
 def test_dada2_table_is_turned_round(tmp_path):
     sequence, other = "ACGTACGTACGTACGTACGTAAC", "GGGTACGTACGTACGTACGTAAC"
     (tmp_path / "seqtab.csv").write_text(f'"","{sequence}","{other}"\n"S1",3,0\n"S2",1,2\n')
@@ -177,6 +183,8 @@ def test_samples_that_are_wrong_are_refused(tmp_path):
         samples_of(tmp_path, "sample\tlatitude\nX\t99\n", ["Y"])
     with pytest.raises(InputError, match="must be a number from -90 to 90"):
         samples_of(tmp_path, "sample\tlatitude\nX\t99\n")
+    with pytest.raises(InputError, match="minimumDepthInMeters of sample 'X' is 'deep'"):
+        samples_of(tmp_path, "sample\tminimumDepthInMeters\nX\tdeep\n")
     with pytest.raises(InputError, match="sample 'X' has two rows that differ"):
         samples_of(tmp_path, "sample\tlatitude\nX\t9\nX\t8\n")
     assert samples_of(tmp_path, "sample\tlatitude\nX\t9\nX\t9\n")[0].latitude == 9

@@ -11,7 +11,10 @@ from bioscan_xla import run_classification_pipeline, run_finetuning_pipeline
 from bioscan_xla.classification.formats import agreeing_hit
 from bioscan_xla.classification.journal import read_rows
 from bioscan_xla.classification.record import lineage_text
+from bioscan_xla.classification.run import classify
+from bioscan_xla.classify import summary
 from bioscan_xla.errors import BioscanError, ConfigError, ModelError
+from bioscan_xla.options import ClassifyConfig
 from bioscan_xla.reads.lineages import RANKS
 
 
@@ -113,6 +116,7 @@ def test_heads_are_calibrated_on_what_the_model_was_not_trained_on(data, tuned, 
         device="cpu",
         dtype="float32",
     )
+    assert not result["heads_not_calibrated"]
     assert 150 <= result["calibration_trials"] <= 200  # kingdoms and the like cannot be left out
     rows = list(read_rows(tmp_path / "out"))
     assert result["contradictions"] == sum(row["contradiction"] for row in rows)
@@ -122,6 +126,26 @@ def test_heads_are_calibrated_on_what_the_model_was_not_trained_on(data, tuned, 
         confidence = [row[f"confidence_{rank}"] for rank in RANKS if row[f"best_{rank}"]]
         assert confidence == sorted(confidence, reverse=True)
         assert row["novelty"] is not None
+
+
+def test_confidence_without_the_heads_is_told_in_the_results(data, tuned, tmp_path):
+    folder, _ = data
+    shutil.copytree(tuned, tmp_path / "model")
+    (tmp_path / "model/heldout.safetensors").unlink()
+    config = ClassifyConfig(
+        input=str(folder / "asv.fasta"),
+        reference=str(folder / "reference.parquet"),
+        output=str(tmp_path / "out"),
+        model=str(tmp_path / "model"),
+        method="both",
+        num_trials=100,
+        device="cpu",
+        dtype="float32",
+    )
+    result = classify(config)
+    assert result["heads_not_calibrated"]
+    assert "calibrated without the heads" in summary(config, result)
+    assert "The heads took no part in that test" in (tmp_path / "out/report.html").read_text()
 
 
 def test_heads_do_not_name_with_references_what_aligns_to_none_of_them(data, tuned, tmp_path):

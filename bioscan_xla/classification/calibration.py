@@ -138,6 +138,7 @@ class Calibration:
         num_trials: left-out references it rests on.
         untested: for each rank below class of which no taxon could be left out, slope and intercept
             of the log-odds by identity.
+        has_heads: True where the trials have something to say of heads.
     """
 
     confidence: tuple[Logistic | None, ...]
@@ -146,6 +147,7 @@ class Calibration:
     novelty_trust: np.ndarray
     num_trials: int
     untested: Mapping[int, tuple[float, float]] = field(default_factory=dict)
+    has_heads: bool = False
 
     def confidences(self, features: np.ndarray, named: np.ndarray) -> np.ndarray:
         """Confidence at each rank, NaN where there is no name, (rows, ranks).
@@ -255,6 +257,7 @@ def calibrate(
         _trust(trials, unfinished.novelties(trials.features)[:, GENUS]),
         len(weights),
         unfinished.untested,
+        bool(trials.features[:, :, RANK_FEATURES.index("head")].any()),
     )
 
 

@@ -139,7 +139,7 @@ def _read_text(path: str) -> Counts:
     if not samples:
         raise InputError(
             f"{path}: has no column of counts; the first column names the sequences, each further "
-            "one is a sample. Columns are separated by tabs or commas"
+            "one is a sample. Columns are separated by tabs, commas or semicolons"
         )
     shape = len(ids), len(samples)
     matrix = csr_matrix((np.array(data, np.int64), columns, starts), shape=shape)
@@ -164,12 +164,15 @@ def _no_count(path: str, where: str, value: float) -> InputError:
 
 
 def table_lines(path: str) -> Iterator[list[str]]:
-    """Cells of a TSV or CSV; comments are skipped, but not a header that begins with `#`."""
+    """Cells of a TSV, or of a CSV with commas or semicolons.
+
+    Comments are skipped, but not a header that begins with `#`.
+    """
     with open(path, encoding="utf-8-sig", newline="") as file:
         text = file.read(65536)
         file.seek(0)
         first = next((line for line in text.splitlines() if not _is_comment(line)), "")
-        delimiter = "\t" if "\t" in first else ","
+        delimiter = "\t" if "\t" in first else max(",;", key=first.count)
         lines = (line for line in file if not _is_comment(line))
         for row in csv.reader(lines, delimiter=delimiter):
             if any(cell.strip() for cell in row):

@@ -46,12 +46,18 @@ def lede_text(overview: Overview, run: Mapping[str, Any]) -> str:
 
 
 def _untested_text(run: Mapping[str, Any]) -> str:
-    """Ranks to which the precision does not apply."""
+    """What the precision does not apply to."""
+    told = ""
+    if run.get("heads_not_calibrated"):
+        told = (
+            " The heads took no part in that test, as too few sequences are known that they were "
+            "not trained on."
+        )
     if not run.get("untested_ranks"):
-        return ""
+        return told
     return (
-        f" The reference has one {' and one '.join(run['untested_ranks'])}: there the precision "
-        "could not be tested, and confidence rests on identity alone."
+        f"{told} The reference has one {' and one '.join(run['untested_ranks'])}: there the "
+        "precision could not be tested, and confidence rests on identity alone."
     )
 
 

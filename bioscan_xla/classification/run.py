@@ -120,6 +120,9 @@ def _describe(
         "model": dict(encoder.fingerprint) if encoder else None,
         "method": method_text(config, encoder),
         "calibration_trials": calibration.num_trials,
+        "heads_not_calibrated": config.method == "both"
+        and calibration.num_trials > 0
+        and not calibration.has_heads,
         "untested_ranks": [RANKS[rank] for rank in calibration.untested],
         "thresholds": tell_thresholds(calibration),
         "novelty_trust": _trust_by_band(calibration),

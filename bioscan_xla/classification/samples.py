@@ -91,7 +91,8 @@ def read_samples(paths: Sequence[str], names: Sequence[str]) -> list[Sample]:
         raise InputError(
             f"{', '.join(paths)}: no column names the samples of the count table, such as "
             f"{names[0]!r}; add the file that links libraries to samples (FAIRe's experiment run "
-            "metadata with lib_id and samp_name)"
+            "metadata with lib_id and samp_name). If the columns of the table are sequences, "
+            "transpose it"
         )
     place, key = best
     by_sample: list[dict[str, dict[str, str]]] = []
@@ -146,9 +147,13 @@ def _best_key(
 def _make_sample(name: str, fields: Mapping[str, str], paths: Sequence[str]) -> Sample:
     lower = {column.lower(): column for column in fields}
 
-    def value(kind: str) -> str | None:
+    def column_of(kind: str) -> str | None:
         columns = (lower.get(alias.lower()) for alias in _ALIASES[kind])
-        return next((fields[column] for column in columns if column), None)
+        return next((column for column in columns if column), None)
+
+    def value(kind: str) -> str | None:
+        column = column_of(kind)
+        return fields[column] if column else None
 
     def number(kind: str, limit: float) -> float | None:
         text = value(kind)
@@ -160,8 +165,8 @@ def _make_sample(name: str, fields: Mapping[str, str], paths: Sequence[str]) -> 
             result = float("nan")
         if not abs(result) <= limit:
             raise InputError(
-                f"{', '.join(paths)}: {kind} of sample {name!r} is {text!r}; it must be a number "
-                f"from -{limit:g} to {limit:g}"
+                f"{', '.join(paths)}: {column_of(kind)} of sample {name!r} is {text!r}; it must be "
+                f"a number from -{limit:g} to {limit:g}"
             )
         return result
 
