@@ -97,9 +97,7 @@ def calibrate_namer(config: ClassifyConfig, namer: Namer) -> Calibration:
         novel_share=config.novel_share,
         precision=config.precision,
         fixed_thresholds=config.threshold,
-        single=[
-            rank for rank, none in zip(RANKS, namer.nameless, strict=True) if (~none).sum() == 1
-        ],
+        single=_single_ranks(namer),
     )
     if calibration.untested:
         ranks = [RANKS[rank] for rank in calibration.untested]
@@ -119,6 +117,14 @@ def calibrate_namer(config: ClassifyConfig, namer: Namer) -> Calibration:
             "Raise --num-trials" if raised else "A larger reference would allow more",
         )
     return calibration
+
+
+def _single_ranks(namer: Namer) -> list[str]:
+    """Ranks of which the references have one taxon; none where the heads decide alone."""
+    if namer.method in ("heads", "argmax"):
+        return []
+    nameless = zip(RANKS, namer.nameless, strict=True)
+    return [rank for rank, without in nameless if (~without).sum() == 1]
 
 
 def tell_thresholds(calibration: Calibration) -> dict[str, float | None]:
