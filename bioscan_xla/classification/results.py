@@ -157,23 +157,9 @@ def write_results(
     if sampling is None:
         return result
     counts, samples = sampling.counts, sampling.samples
-    matched = result.pop("with_counts")
-    if not matched:
-        raise _no_match(folder, config.table or "", counts)
-    if matched < len(counts.ids):
-        log.warning(
-            "rows of %s that match no sequence of the input: %d of %d",
-            config.table,
-            len(counts.ids) - matched,
-            len(counts.ids),
-        )
-    if matched < result["classified"]:
-        log.warning(
-            "sequences of the input that have no row in %s: %d of %d; they are in no sample",
-            config.table,
-            result["classified"] - matched,
-            result["classified"],
-        )
+    _check_matches(
+        folder, config.table or "", counts, result.pop("with_counts"), result["classified"]
+    )
     write_biom(folder / "table.biom", rows(), counts, samples, f"bioscan_xla {__version__}")
     write_phyloseq(folder / "phyloseq", rows(), counts, samples)
     result["controls"] = {
@@ -195,6 +181,24 @@ def write_results(
             title=f"DNA-derived occurrences of {Path(config.table or '').name}",
         )
     return result
+
+
+def _check_matches(folder: Path, table: str, counts: Counts, matched: int, total: int) -> None:
+    """Tell of rows and sequences without each other; InputError where none match."""
+    if not matched:
+        raise _no_match(folder, table, counts)
+    rows = len(counts.ids)
+    if matched < rows:
+        log.warning(
+            "rows of %s that match no sequence of the input: %d of %d", table, rows - matched, rows
+        )
+    if matched < total:
+        log.warning(
+            "sequences of the input that have no row in %s: %d of %d; they are in no sample",
+            table,
+            total - matched,
+            total,
+        )
 
 
 def _no_match(folder: Path, table: str, counts: Counts) -> InputError:
