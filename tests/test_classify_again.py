@@ -7,7 +7,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from bioscan_xla import run_classification_pipeline
+from bioscan_xla.classification import leave_out, run
 from bioscan_xla.classification.journal import Journal, read_rows
+from bioscan_xla.classification.naming import Namer
+from bioscan_xla.classification.reference import load_reference
 from bioscan_xla.errors import ConfigError, InputError
 
 
@@ -88,6 +91,20 @@ def test_other_input_is_not_mixed_into_the_folder(data, again, tmp_path):
         again(input=str(two))
     assert again(input=[str(one), str(two)])["classified"] == 2
     assert again(input=[str(one), str(two)])["rejected"] == {"id_seen_before": 1}
+
+
+def test_results_and_trials_of_other_rules_are_not_used(data, again, tmp_path, monkeypatch):
+    """A newer program may weigh the evidence otherwise: a folder would hold two kinds of names."""
+    again()
+    for module in (run, leave_out):
+        monkeypatch.setattr(module, "RULES", leave_out.RULES + 1)
+    with pytest.raises(ConfigError, match="rules of naming: the folder has"):
+        again()
+    namer = Namer(load_reference(str(data[0] / "reference.parquet")))
+    leave_out.kept_trials(namer, 50, tmp_path / "kept")
+    monkeypatch.setattr(leave_out, "RULES", leave_out.RULES + 1)
+    leave_out.kept_trials(namer, 50, tmp_path / "kept")
+    assert len(list((tmp_path / "kept").glob("trials-*.npz"))) == 2
 
 
 def test_two_runs_at_once_do_not_share_a_folder(again, tmp_path):

@@ -26,9 +26,12 @@ from .naming import Named, Namer, in_threads
 
 log = logging.getLogger(__name__)
 
+RULES = 11
+"""Counts up when evidence, features or votes change: kept trials are then run again, and results of
+other rules are not added to."""
+
 _FEWEST_REFERENCES = 100
 _HIGHER_TRIALS = 0.2  # of all trials; of these two fifths leave a family out
-_FORM = 10  # counts up when features or votes change: kept trials are then run again
 
 
 def run_trials(namer: Namer, num_trials: int = 1500, seed: int = 0) -> Trials | None:
@@ -252,7 +255,7 @@ def kept_trials(namer: Namer, num_trials: int, folder: Path) -> Trials | None:
         namer.method,
         namer.heads.content_hash if namer.heads else None,
         num_trials,
-        _FORM,
+        RULES,
     ]
     key = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
     path = folder / f"trials-{key}.npz"

@@ -37,6 +37,7 @@ from .calibration import LENGTH_BANDS_BP, Calibration
 from .darwin_core import read_known_taxa
 from .heads import Heads
 from .journal import Journal
+from .leave_out import RULES
 from .naming import Namer
 from .opening import Opened, calibrate_namer, name_sequences, open_namer, tell_thresholds
 from .record import make_records
@@ -169,6 +170,7 @@ def _settings(
     told |= {
         "reference": reference.content_hash,
         "program": __version__.split("+")[0],
+        "rules of naming": str(RULES),
     }
     if config.columns:
         told["columns"] = str(sorted(config.columns.items()))
