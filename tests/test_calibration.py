@@ -16,11 +16,13 @@ from bioscan_xla.classification.calibration import (
     GENUS,
     HIGHER_SHARES,
     Trials,
+    _most_named,
     calibrate,
 )
 from bioscan_xla.classification.evidence import RANK_FEATURES
 from bioscan_xla.classification.heads import HeadDecoder, fit_temperature, softmax
 from bioscan_xla.classification.leave_out import run_trials
+from bioscan_xla.classification.logistic import _inputs, fit_logistic
 from bioscan_xla.classification.naming import Namer
 from bioscan_xla.classification.reference import load_reference
 from bioscan_xla.classification.tree import build_tree
@@ -53,9 +55,8 @@ def made_up(rng, num, novel_share, whole_share=0.0):
     new = np.zeros((num, len(RANKS)), bool)
     new[:, GENUS:] = novel[:, None]
     every = np.ones((num, len(RANKS)), bool)
-    return Trials(
-        features, every, correct, new, every, np.full(num, 500), np.where(whole, GENUS, ALONE)
-    )
+    left_out = np.where(whole, GENUS, ALONE)
+    return Trials(features, every, correct, new, every, np.full(num, 500), left_out, np.arange(num))
 
 
 @pytest.mark.parametrize("novel_share", [0.02, 0.2, 0.5])
@@ -107,6 +108,44 @@ def test_trials_without_the_family_have_their_share_of_the_unknown_genera():
         assert weights[:100].sum() / 4000 == pytest.approx(expected, abs=1e-6)
 
 
+def test_few_genera_say_less_of_the_next_one_than_many():
+    rng = np.random.default_rng(8)
+    trials = made_up(rng, 4000, 0.5)
+    many = calibrate(trials, novel_share=0.5, precision=0.95).thresholds[GENUS]
+    identity = trials.features[:, 0, RANK_FEATURES.index("identity")]
+    # Twenty genera, the sequences of each alike.
+    few = dataclasses.replace(trials, genus=np.argsort(np.argsort(identity)) // 200)
+    assert calibrate(few, novel_share=0.5, precision=0.95).thresholds[GENUS] > many
+
+
+def test_the_share_named_is_exceeded_as_seldom_as_it_says():
+    """Genera of unequal size, each named whole or not at all, a tenth of them."""
+    rng = np.random.default_rng(9)
+    exceeded = 0
+    for _ in range(300):
+        sizes = rng.integers(1, 10, 80)
+        genus = np.repeat(np.arange(80), sizes)
+        order = rng.permutation(np.flatnonzero(rng.random(80)[genus] < 0.1))
+        if len(order):
+            most = _most_named(np.ones(len(genus)), genus, order)
+            alone = 1 / len(genus) + 1.64 * np.sqrt(_variance(genus, order[:1]))
+            assert most[0] == pytest.approx(alone)
+            assert (most >= np.arange(1, len(order) + 1) / len(genus)).all()
+            assert most[-1] == pytest.approx(
+                len(order) / len(genus) + 1.64 * np.sqrt(_variance(genus, order))
+            )
+        exceeded += not len(order) or most[-1] < 0.1
+    assert exceeded <= 0.12 * 300
+
+
+def _variance(genus, named):
+    """Of the share named over genera: Cochran's residuals, written out."""
+    sizes = np.bincount(genus)
+    counts = np.bincount(genus[named], minlength=len(sizes))
+    residuals = counts - counts.sum() / sizes.sum() * sizes
+    return len(sizes) / (len(sizes) - 1) * (residuals**2).sum() / sizes.sum() ** 2
+
+
 def test_a_threshold_needs_more_than_a_few_right_names():
     trials = made_up(np.random.default_rng(7), 60, 0.0)
     all_right = np.ones_like(trials.correct)
@@ -133,11 +172,55 @@ def test_trials_leave_out_single_records_and_whole_taxa(tmp_path):
         of_rank = trials.left_out == rank
         assert (trials.novel | ~trials.known)[of_rank, rank:].all()
         assert not (trials.correct[of_rank, rank:] == 1).any()
-    # Identical to the sequence of another species, and named after it.
+    # Without one of two species of one barcode the other would remain, and be wrong.
     alone = trials.left_out == ALONE
     identity = trials.features[:, -1, RANK_FEATURES.index("identity")]
-    assert (alone & (identity == 1) & (trials.correct[:, -1] == 0)).sum() == 1
-    assert trials.novel[alone, -1].any()
+    assert alone.sum() == len(set(namer.reference.sequences)) - 1
+    assert not (alone & (identity == 1) & (trials.correct[:, -1] == 0)).any()
+
+
+@pytest.mark.parametrize("rising", [True, False])
+def test_better_evidence_never_makes_a_name_less_probable(rising):
+    """Not even where the few trials far from all references say the opposite by chance."""
+    rng = np.random.default_rng(3)
+    features = np.zeros((800, len(RANK_FEATURES)))
+    place = {name: at for at, name in enumerate(RANK_FEATURES)}
+    features[:, place["identity"]] = np.append(rng.uniform(0.7, 0.74, 20), rng.uniform(0.8, 1, 780))
+    features[:, place["agreement"]] = rng.normal(0, 2, 800)
+    features[:, place["mismatches"]] = rng.uniform(0, 5, 800)
+    right = rng.random(800) < 10 * (features[:, place["identity"]] - 0.9)
+    right[:20] = True
+    right[20:40] = features[20:40, place["agreement"]] < 0
+    model = fit_logistic(features, right if rising else ~right, np.ones(800), rising=rising)
+    direction = 1 if rising else -1
+    for name, values in {
+        "identity": np.linspace(0.5, 1, 101),
+        "agreement": np.linspace(-5, 5, 11),
+        "mismatches": np.linspace(5, 0, 11),
+    }.items():
+        changed = np.tile(features[0], (len(values), 1))
+        changed[:, place[name]] = values
+        assert (direction * np.diff(model.probability(changed)) >= -1e-12).all(), name
+    assert np.ptp(model.probability(features)) > 0.2
+
+
+def test_the_fit_is_that_of_a_library_where_nothing_bounds_it():
+    from sklearn.linear_model import LogisticRegression
+
+    rng = np.random.default_rng(4)
+    features = np.zeros((4000, len(RANK_FEATURES)))
+    identity = rng.uniform(0.6, 1, 4000)
+    features[:, RANK_FEATURES.index("identity")] = identity
+    features[:, RANK_FEATURES.index("log_length")] = rng.normal(2.5, 0.3, 4000)
+    right = rng.random(4000) < 1 / (1 + np.exp(-8 * (identity - 0.8)))
+    weights = rng.uniform(0.5, 2, 4000)
+    model = fit_logistic(features, right, weights, rising=True)
+    inputs = (_inputs(features) - model.mean) / model.scale
+    library = LogisticRegression(C=1.0, tol=1e-8, max_iter=5000)
+    library.fit(inputs, right, sample_weight=weights)
+    assert (library.coef_[0, :5] >= 0).all(), "no bound is met"
+    expected = library.predict_proba(inputs)[:, 1]
+    assert model.probability(features) == pytest.approx(expected, abs=1e-3)
 
 
 def test_the_temperature_of_heads_that_are_too_sure_is_found():

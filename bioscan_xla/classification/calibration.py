@@ -3,10 +3,12 @@
 Input: `Trials`, what was decided for left-out references and whether it was right.
 Output: a `Calibration`. Invariants: confidence never exceeds that of the rank above; at each
 threshold the precision that was asked for held on the trials, and at genus at most the remaining
-share of sequences of unknown genera got a name. Precision holds with one more wrong name, since a
-threshold is chosen on the trials that judge it.
+share of sequences of unknown genera got a name. A threshold is chosen on the trials that judge it,
+so precision holds with one more wrong name, and the share with 1.64 standard errors.
 
-Reference: Angelopoulos et al. (2022), https://arxiv.org/abs/2208.02814, for the one more.
+References: Angelopoulos et al. (2022), https://arxiv.org/abs/2208.02814, for the one more; Cochran
+(1977), Sampling Techniques, chapter 9A, for the standard error of a share over clusters, which are
+genera here.
 """
 
 from collections.abc import Collection, Mapping
@@ -16,11 +18,12 @@ import numpy as np
 
 from ..reads.lineages import RANKS
 from .evidence import RANK_FEATURES
+from .logistic import Logistic, fit_logistic
 
 GENUS = RANKS.index("genus")
 ALONE = len(RANKS)
 """In place of the rank that was left out whole: the sequence alone was."""
-HIGHER_SHARES = {"family": 0.03, "order": 0.01, "class": 0.005, "phylum": 0.005}
+HIGHER_SHARES = {"family": 0.05, "order": 0.03, "class": 0.03, "phylum": 0.03}
 """Share of the sequences of unknown genera whose family, order ... the references lack too, beside
 those of genera that are the only one of theirs. An assumption: what it is depends on the sample."""
 LENGTH_BANDS_BP = (150, 300, 600, 1200)
@@ -39,6 +42,7 @@ out. Fitted on the left-out trials of 12S of fishes and COI of annelids, three s
 _FEWEST_TRIALS = 50
 _FEWEST_OF_A_KIND = 5
 _NEVER = 2.0  # a threshold that no confidence reaches
+_ERRORS = 1.64  # standard errors that leave a chance of 5 %
 _LEAST_THRESHOLD = 0.7  # names that are this unsure are not kept, however right the others are
 
 
@@ -54,6 +58,7 @@ class Trials:
         known: (trials, ranks) True where the true taxon is known at this rank.
         length_bp: (trials,).
         left_out: (trials,) the rank whose whole taxon was left out, or `ALONE`.
+        genus: (trials,) equal for sequences of one genus.
     """
 
     features: np.ndarray
@@ -63,6 +68,7 @@ class Trials:
     known: np.ndarray
     length_bp: np.ndarray
     left_out: np.ndarray
+    genus: np.ndarray
 
     @property
     def higher(self) -> np.ndarray:
@@ -108,21 +114,6 @@ class Trials:
                 weights[novel & ~whole] = min(novel_share / by_chance, 1.0)
                 weights[~novel & ~whole] = (1 - min(novel_share, by_chance)) / (1 - by_chance)
         return weights / weights.sum()
-
-
-@dataclass(frozen=True)
-class Logistic:
-    """A logistic regression on standardised features."""
-
-    mean: np.ndarray
-    scale: np.ndarray
-    coefficients: np.ndarray
-    intercept: float
-
-    def probability(self, features: np.ndarray) -> np.ndarray:
-        """(rows,) for features (rows, features)."""
-        scores = (features - self.mean) / self.scale @ self.coefficients + self.intercept
-        return 1 / (1 + np.exp(-np.clip(scores, -30, 30)))
 
 
 @dataclass(frozen=True)
@@ -228,12 +219,20 @@ def calibrate(
         rows = trials.named[:, rank] & (trials.correct[:, rank] >= 0)
         confidence.append(
             fit_logistic(
-                trials.features[rows, rank], trials.correct[rows, rank] == 1, weights[rows]
+                trials.features[rows, rank],
+                trials.correct[rows, rank] == 1,
+                weights[rows],
+                rising=True,
             )
         )
         rows = trials.known[:, rank]
         novelty.append(
-            fit_logistic(trials.features[rows, rank], trials.novel[rows, rank], weights[rows])
+            fit_logistic(
+                trials.features[rows, rank],
+                trials.novel[rows, rank],
+                weights[rows],
+                rising=False,
+            )
         )
     unfinished = Calibration(
         tuple(confidence),
@@ -272,22 +271,6 @@ def _curves(single: Collection[str], novel_share: float) -> dict[int, tuple[floa
     }
 
 
-def fit_logistic(features: np.ndarray, target: np.ndarray, weights: np.ndarray) -> Logistic | None:
-    """Fit a logistic model; where one outcome hardly occurs, a constant; None without rows."""
-    if len(target) < _FEWEST_TRIALS:
-        return None
-    mean, scale = features.mean(0), features.std(0)
-    scale = np.where(scale > 1e-9, scale, 1.0)
-    if min(target.sum(), (~target).sum()) < _FEWEST_OF_A_KIND:
-        rate = ((weights * target).sum() + 0.5) / (weights.sum() + 1)
-        return Logistic(mean, scale, np.zeros(len(mean)), float(np.log(rate / (1 - rate))))
-    from sklearn.linear_model import LogisticRegression
-
-    model = LogisticRegression(C=1.0, max_iter=1000)
-    model.fit((features - mean) / scale, target, sample_weight=weights)
-    return Logistic(mean, scale, model.coef_[0], float(model.intercept_[0]))
-
-
 def _threshold(
     trials: Trials, scores: np.ndarray, rank: int, weights: np.ndarray, precision: float
 ) -> float:
@@ -301,15 +284,42 @@ def _threshold(
     held = np.cumsum(right) / (np.cumsum(weights[rows][order]) + 1) >= precision
     if rank == GENUS:
         # Sequences without their family, too, are easily told and would hide the others.
-        novel = trials.novel[:, GENUS] & ~trials.higher
-        named_novel = np.cumsum((weights * novel)[rows][order])
-        held &= named_novel <= (1 - precision) * max((weights * novel).sum(), 1e-9)
+        novel = weights * (trials.novel[:, GENUS] & ~trials.higher)
+        ordered = np.flatnonzero(rows)[order]
+        held &= _most_named(novel, trials.genus, ordered) <= 1 - precision
     # Equal confidences are kept or cut together.
     last = np.append(values[1:] < values[:-1], True)
     good = np.flatnonzero(held & last)
     if len(good) and good[-1] == len(values) - 1:
         return _LEAST_THRESHOLD  # every name may be kept
     return max(float(values[good[-1]]), _LEAST_THRESHOLD) if len(good) else _NEVER
+
+
+def _most_named(weights: np.ndarray, genus: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """Share of the weight that is named after each row, and `_ERRORS` of its standard error.
+
+    Sequences of a genus are named together or not at all, so that genera count, not sequences.
+
+    Args:
+        weights: (trials,) 0 where the genus is not new.
+        genus: (trials,).
+        order: (names,) trials that have a name, the surest first.
+    """
+    genera, of = np.unique(genus, return_inverse=True)
+    sizes = np.bincount(of, weights, minlength=len(genera))
+    total, squares, num = max(sizes.sum(), 1e-9), (sizes**2).sum(), max((sizes > 0).sum(), 2)
+    named = np.zeros(len(genera))
+    share, own, product = 0.0, 0.0, 0.0  # sums of named, named squared, and named times size
+    result = np.zeros(len(order))
+    for at, row in enumerate(order):
+        of_row, weight = of[row], weights[row]
+        own += weight * (2 * named[of_row] + weight)
+        product += weight * sizes[of_row]
+        named[of_row] += weight
+        share += weight / total
+        variance = (own - 2 * share * product + share**2 * squares) * num / (num - 1)
+        result[at] = share + _ERRORS * np.sqrt(max(variance, 0.0)) / total
+    return result
 
 
 def _trust(trials: Trials, scores: np.ndarray) -> np.ndarray:

@@ -177,10 +177,6 @@ def decide(
 
 RANK_FEATURES = (
     "identity",
-    "identity_below_75",
-    "identity_below_85",
-    "identity_above_90",
-    "identity_above_97",
     "mismatches",
     "margin",
     "agreement",
@@ -222,15 +218,13 @@ def rank_features(
         # Where only one taxon was aligned, others are at most as near as the last of its hits.
         rival = identity[other].max() if len(other) else min(lowest, best - 0.01)
         share = np.clip(decision.agreement[rank], 0.001, 0.999)
+        if len(leaves):  # some doubt, so that a single hit does not look unanimous
+            share = (len(leaves) * decision.agreement[rank] + 0.05) / (len(leaves) + 0.1)
         at = own[0] if len(own) else None
         columns = hits.aligned[at].columns if at is not None else 0
         probability = np.clip(head[rank], 0.001, 0.999) if head is not None else 0.5
         result[rank] = (
             best,
-            min(best - 0.75, 0.0),
-            min(best - 0.85, 0.0),
-            max(best - 0.90, 0.0),
-            max(best - 0.97, 0.0),
             np.log1p((1 - best) * columns),
             np.clip(best - rival, -0.05, 0.1),
             np.log(share / (1 - share)),

@@ -1,10 +1,11 @@
 """Trials: known sequences named as if they were queries, left out alone or with their whole taxon.
 
-Input: a `Namer`. Output: `Trials`. Invariants: a trial never sees its own record; the same seed
-gives the same trials.
+Input: a `Namer`. Output: `Trials`. Invariants: a trial never sees its own record, nor an identical
+one; the same seed gives the same trials.
 
-Identical sequences are left out with it, but not where they have contradicting names: a query may
-well be identical to the sequence of another species.
+Sequences that occur once come first: one that is not in a reference is most like these. One that
+occurs under contradicting names is not tried: without one of its records the others remain, and
+each such trial would be wrong, while a query gets both names and a tie.
 """
 
 import hashlib
@@ -26,7 +27,7 @@ from .naming import Named, Namer, in_threads
 
 log = logging.getLogger(__name__)
 
-RULES = 11
+RULES = 12
 """Counts up when evidence, features or votes change: kept trials are then run again, and results of
 other rules are not added to."""
 
@@ -34,7 +35,7 @@ _FEWEST_REFERENCES = 100
 _HIGHER_TRIALS = 0.2  # of all trials; of these two fifths leave a family out
 
 
-def run_trials(namer: Namer, num_trials: int = 1500, seed: int = 0) -> Trials | None:
+def run_trials(namer: Namer, num_trials: int, seed: int = 0) -> Trials | None:
     """Leave sequences out, one by one and by whole taxa, and name them.
 
     References are left out, except where the heads decide alone: then the sequences that the model
@@ -54,23 +55,21 @@ def run_trials(namer: Namer, num_trials: int = 1500, seed: int = 0) -> Trials | 
     if namer.method in ("heads", "argmax"):
         return _try_heads(namer, num_trials, rng)
     reference = namer.reference
-    num = len(reference.ids)
-    if num < _FEWEST_REFERENCES:
-        log.warning(
-            "%d references are too few for calibration: confidence is the share of the votes, "
-            "and novelty is not reported",
-            num,
-        )
-        return None
+    paths = reference.tree.paths[reference.leaves]
     same: dict[str, list[int]] = defaultdict(list)
     for row, sequence in enumerate(reference.sequences):
         same[sequence].append(row)
-    # A query that is no reference is like a reference whose sequence occurs once.
-    rows = np.array([rng.choice(rows) for rows in same.values()])
+    rows = _like_queries(same, paths, namer.nameless, rng)
+    if len(rows) < _FEWEST_REFERENCES:
+        log.warning(
+            "%d different references are too few for calibration: confidence is the share of the "
+            "votes, and novelty is not reported",
+            len(rows),
+        )
+        return None
     shares_of = _held_out_shares(namer, rows)
     if shares_of:
-        rows = np.array(sorted(shares_of))
-    paths = reference.tree.paths[reference.leaves]
+        rows = np.array([row for row in rows if row in shares_of])
 
     def possible(row: int, rank: int) -> bool:
         # A taxon that is not known, or that is the whole reference, cannot be left out.
@@ -78,12 +77,26 @@ def run_trials(namer: Namer, num_trials: int = 1500, seed: int = 0) -> Trials | 
         return not namer.nameless[rank][node] and bool((paths[:, rank] != node).any())
 
     jobs = [
-        (row, rank)
-        for row, rank in _jobs(rng.permutation(rows), num_trials)
-        if rank == ALONE or possible(row, rank)
+        (row, rank) for row, rank in _jobs(rows, num_trials) if rank == ALONE or possible(row, rank)
     ]
     log.info("calibrating with %d trials of left-out references", len(jobs))
     return _try_references(namer, jobs, same, shares_of)
+
+
+def _like_queries(
+    same: Mapping[str, Sequence[int]],
+    paths: np.ndarray,
+    nameless: Sequence[np.ndarray],
+    rng: np.random.Generator,
+) -> np.ndarray:
+    """A row of each sequence that has one name, in random order, those that occur once first."""
+    once = [rows[0] for rows in same.values() if len(rows) == 1]
+    several = [
+        rows[0]
+        for rows in same.values()
+        if len(rows) > 1 and not _contradict(paths[rows], nameless)
+    ]
+    return np.concatenate([rng.permutation(once), rng.permutation(several)]).astype(np.int64)
 
 
 def _jobs(rows: np.ndarray, num_trials: int) -> list[tuple[int, int]]:
@@ -117,9 +130,8 @@ def _try_references(
 
     def left_out(job: tuple[int, int]) -> tuple[Named, np.ndarray]:
         row, rank = job
-        identical = np.array(same[reference.sequences[row]])
         excluded = np.zeros(len(paths), bool)
-        excluded[row if _contradict(paths[identical], namer.nameless) else identical] = True
+        excluded[same[reference.sequences[row]]] = True
         shares = shares_of.get(row)
         if rank != ALONE:
             excluded |= paths[:, rank] == paths[row, rank]
@@ -240,7 +252,9 @@ def _judge(
         judged = named[at] & (truth[at] != UNKNOWN)
         correct[at, judged] = (decision.path == truth[at])[judged]
     lengths = np.array([length_bp for _, _, length_bp in decided])
-    return Trials(features, named, correct, novel, truth != UNKNOWN, lengths, left_out)
+    of_genus = truth[:, GENUS]
+    genus = np.where(of_genus >= 0, of_genus, -1 - np.arange(len(truth)))  # unknown: one each
+    return Trials(features, named, correct, novel, truth != UNKNOWN, lengths, left_out, genus)
 
 
 def kept_trials(namer: Namer, num_trials: int, folder: Path) -> Trials | None:

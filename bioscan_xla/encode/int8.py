@@ -10,6 +10,7 @@ Reference: per-channel smoothing after Xiao et al. (2022), https://arxiv.org/abs
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,19 @@ def random_sequences() -> list[str]:
     return ["ACGTN" * 20, *reversed(texts)]
 
 
+@cache
+def _largest_weight() -> int:
+    """127; 63 where the processor adds pairs of products in 16 bits, which 2 * 255 * 127 exceeds.
+
+    Those without VNNI or AMX instructions do. oneDNN leaves it to its users to keep clear of that.
+    """
+    linear = nn.Linear(64, 32, bias=False)
+    linear.weight.data.fill_(1.0)
+    layer = _Int8Linear(linear, (1.0, 0), torch.float32, largest=127)
+    right = layer(torch.full((32, 64), 255, dtype=torch.uint8)).min() > 0.99 * 255 * 64
+    return 127 if right else 63
+
+
 @dataclass(frozen=True)
 class _Range:
     """Least and largest value of each channel of a layer's input, (channels,), 0 included."""
@@ -60,10 +74,11 @@ class _Int8Linear(nn.Module):
         dtype: torch.dtype,
         activation: str = "none",
         out_scale: tuple[float, int] = (1.0, 0),
+        largest: int | None = None,
     ):
         super().__init__()
         weight = linear.weight.detach()
-        steps = weight.abs().amax(1).clamp(min=1e-12) / 127
+        steps = weight.abs().amax(1).clamp(min=1e-12) / (largest or _largest_weight())
         whole = (weight / steps[:, None]).round().to(torch.int8)
         shape = [EXPECTED_TOKENS, weight.shape[1]]
         self.weight = torch.ops.onednn.qlinear_prepack(whole, shape)
@@ -151,9 +166,10 @@ def quantize(
         _quantize_layer(layer, ranges)
     cosine = float(F.cosine_similarity(before, embed(sample)).min())
     if not cosine >= LEAST_COSINE:
+        instead = "bfloat16" if cpu_has_bfloat16() else "float32"
         raise ConfigError(
             f"in int8 the vectors of this model have a cosine of only {cosine:.4f} to those in "
-            f"float32 ({LEAST_COSINE} is needed); use --dtype bfloat16"
+            f"float32 ({LEAST_COSINE} is needed); use --dtype {instead}"
         )
     return cosine
 

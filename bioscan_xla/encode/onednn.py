@@ -61,9 +61,12 @@ def reorder_linear_layers(model: Any) -> bool:
     """Replace the linear layers of an EsmModel's encoder in place.
 
     Returns:
-        Whether it was done: False if torch was built without oneDNN.
+        Whether it was done: False if torch was built without oneDNN, or if the model is in bfloat16
+        and the processor is too old for oneDNN's products of it.
     """
     if not torch.backends.mkldnn.is_available():
+        return False
+    if model.dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return False
     for layer in model.encoder.layer:
         attention = layer.attention.self

@@ -76,7 +76,7 @@ class ClassifyConfig:
     novel_share: float = 0.2
     """Share of the sequences that you expect to be of genera that the reference lacks."""
 
-    num_trials: int = 2000
+    num_trials: int = 3000
     """References left out and named, to calibrate confidence."""
 
     table: str | None = None

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from ..errors import ConfigError
 from ..reads.lineages import HEADER_STYLES
 from .checks import DEVICES, INFERENCE_DTYPES, check_choices, check_least, check_positive, set_list
+from .classification import ClassifyConfig
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class ServeConfig:
     """What names sequences: neighbours, heads (of a fine-tuned model), both or argmax;
     see classify."""
 
-    num_trials: int = 2000
+    num_trials: int = ClassifyConfig.num_trials
     """References left out and named, to calibrate confidence."""
 
     device: str = "auto"
