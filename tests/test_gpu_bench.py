@@ -19,6 +19,10 @@ def test_without_a_gpu_nothing_is_measured():
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(
+    torch.backends.mkldnn.is_available() and not torch.ops.mkldnn._is_mkldnn_bf16_supported(),
+    reason="this processor takes ten minutes for it in bfloat16",
+)
 def test_it_runs_from_end_to_end_with_a_small_model():
     text = run_python(SCRIPT, "--device", "cpu", *SMALL.split(), "--rounds", "1").stdout
     cosines = re.findall(r"^(?:bioscan|Hugging).*%\s+(\d\.\d{6})$", text, re.MULTILINE)
