@@ -23,7 +23,7 @@ from .logistic import Logistic, fit_logistic
 GENUS = RANKS.index("genus")
 ALONE = len(RANKS)
 """In place of the rank that was left out whole: the sequence alone was."""
-HIGHER_SHARES = {"family": 0.05, "order": 0.03, "class": 0.03, "phylum": 0.03}
+HIGHER_SHARES = {"family": 0.03, "order": 0.01, "class": 0.005, "phylum": 0.005}
 """Share of the sequences of unknown genera whose family, order ... the references lack too, beside
 those of genera that are the only one of theirs. An assumption: what it is depends on the sample."""
 LENGTH_BANDS_BP = (150, 300, 600, 1200)
