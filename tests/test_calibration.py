@@ -21,7 +21,7 @@ from bioscan_xla.classification.calibration import (
 )
 from bioscan_xla.classification.evidence import RANK_FEATURES
 from bioscan_xla.classification.heads import HeadDecoder, fit_temperature, softmax
-from bioscan_xla.classification.leave_out import run_trials
+from bioscan_xla.classification.leave_out import _in_turn, _jobs, run_trials
 from bioscan_xla.classification.logistic import _inputs, fit_logistic
 from bioscan_xla.classification.naming import Namer
 from bioscan_xla.classification.reference import load_reference
@@ -106,6 +106,19 @@ def test_trials_without_the_family_have_their_share_of_the_unknown_genera():
         assert weights[novel[:, GENUS]].sum() / 4000 == pytest.approx(share, abs=1e-6)
         expected = share * HIGHER_SHARES["family"]
         assert weights[:100].sum() / 4000 == pytest.approx(expected, abs=1e-6)
+
+
+def test_of_taxa_that_are_left_out_each_comes_before_any_comes_again():
+    taxa = np.random.default_rng(1).permutation(np.repeat([3, 5, 8], [1, 40, 2]))
+    assert sorted(taxa[_in_turn(taxa)][:3]) == [3, 5, 8]
+    assert sorted(taxa[_in_turn(taxa)][3:5]) == [5, 8]
+    rows = 100 + np.arange(43)
+    jobs = _jobs(rows, np.tile(taxa[:, None], (1, len(RANKS))), 50)
+    alone = [row for row, rank in jobs if rank == ALONE]
+    whole = [taxa[row - 100] for row, rank in jobs if rank == GENUS]
+    assert alone == rows[:20].tolist()
+    assert len(whole) == 20
+    assert {3, 5, 8} == set(whole[:3])
 
 
 def test_few_genera_say_less_of_the_next_one_than_many():

@@ -27,7 +27,7 @@ from .naming import Named, Namer, in_threads
 
 log = logging.getLogger(__name__)
 
-RULES = 12
+RULES = 13
 """Counts up when evidence, features or votes change: kept trials are then run again, and results of
 other rules are not added to."""
 
@@ -77,7 +77,9 @@ def run_trials(namer: Namer, num_trials: int, seed: int = 0) -> Trials | None:
         return not namer.nameless[rank][node] and bool((paths[:, rank] != node).any())
 
     jobs = [
-        (row, rank) for row, rank in _jobs(rows, num_trials) if rank == ALONE or possible(row, rank)
+        (row, rank)
+        for row, rank in _jobs(rows, paths[rows], num_trials)
+        if rank == ALONE or possible(row, rank)
     ]
     log.info("calibrating with %d trials of left-out references", len(jobs))
     return _try_references(namer, jobs, same, shares_of)
@@ -99,16 +101,37 @@ def _like_queries(
     return np.concatenate([rng.permutation(once), rng.permutation(several)]).astype(np.int64)
 
 
-def _jobs(rows: np.ndarray, num_trials: int) -> list[tuple[int, int]]:
-    """Which sequence to leave out, and with which rank's taxon."""
+def _jobs(rows: np.ndarray, taxa: np.ndarray, num_trials: int) -> list[tuple[int, int]]:
+    """Which sequence to leave out, and with which rank's taxon.
+
+    Of the sequences that are left out with their taxon, one of each taxon comes first: a taxon that
+    a reference lacks is most like one that it has few sequences of.
+
+    Args:
+        rows: numbers of the sequences, in random order.
+        taxa: (rows, ranks) of each.
+        num_trials: at most.
+    """
     num_higher = int(_HIGHER_TRIALS * num_trials)
-    alone = rows[: max((num_trials - num_higher) // 2, 1)]
-    jobs = [(int(row), rank) for rank in (ALONE, GENUS) for row in alone]
-    parts = len(HIGHER_SHARES) + 1
+    half = max((num_trials - num_higher) // 2, 1)
+    counts = {ALONE: half, GENUS: half}
     for name in HIGHER_SHARES:
-        count = num_higher * (2 if name == "family" else 1) // parts
-        jobs += [(int(row), RANKS.index(name)) for row in rows[:count]]
-    return jobs
+        times = 2 if name == "family" else 1
+        counts[RANKS.index(name)] = num_higher * times // (len(HIGHER_SHARES) + 1)
+    return [
+        (int(row), rank)
+        for rank, count in counts.items()
+        for row in (rows if rank == ALONE else rows[_in_turn(taxa[:, rank])])[:count]
+    ]
+
+
+def _in_turn(taxa: np.ndarray) -> np.ndarray:
+    """Places of the first of each taxon, then of the second, and so on."""
+    order = np.argsort(taxa, kind="stable")
+    _, first, sizes = np.unique(taxa[order], return_index=True, return_counts=True)
+    turn = np.empty(len(taxa), np.int64)
+    turn[order] = np.arange(len(taxa)) - np.repeat(first, sizes)
+    return np.argsort(turn, kind="stable")
 
 
 def _try_references(
@@ -211,7 +234,7 @@ def _try_heads(namer: Namer, num_trials: int, rng: np.random.Generator) -> Trial
     rows = rng.permutation(len(held.vectors))
     jobs = [
         (row, rank)
-        for row, rank in _jobs(rows, num_trials)
+        for row, rank in _jobs(rows, truth[rows], num_trials)
         if rank == ALONE or truth[row, rank] >= 0
     ]
     log.info("calibrating with %d trials of sequences that the model was not trained on", len(jobs))
