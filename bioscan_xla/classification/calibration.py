@@ -18,7 +18,7 @@ import numpy as np
 
 from ..reads.lineages import RANKS
 from .evidence import RANK_FEATURES
-from .logistic import Logistic, fit_logistic
+from .logistic import FEWEST_OF_A_KIND, FEWEST_TRIALS, Logistic, fit_logistic
 
 GENUS = RANKS.index("genus")
 ALONE = len(RANKS)
@@ -39,8 +39,6 @@ IDENTITY_CURVES = {
 sequences lack their taxon. For ranks of which a reference has one taxon only, which cannot be left
 out. Fitted on the left-out trials of 12S of fishes and COI of annelids, three splits each."""
 
-_FEWEST_TRIALS = 50
-_FEWEST_OF_A_KIND = 5
 _NEVER = 2.0  # a threshold that no confidence reaches
 _ERRORS = 1.64  # standard errors that leave a chance of 5 %
 _LEAST_THRESHOLD = 0.7  # names that are this unsure are not kept, however right the others are
@@ -209,7 +207,7 @@ def calibrate(
     fixed = fixed_thresholds or {}
     nothing: tuple[Logistic | None, ...] = (None,) * len(RANKS)
     bands = len(LENGTH_BANDS_BP) + 1
-    if trials is None or len(trials.length_bp) < _FEWEST_TRIALS:
+    if trials is None or len(trials.length_bp) < FEWEST_TRIALS:
         # Agreement of the votes is then the confidence.
         thresholds = np.array([fixed.get(rank, precision) for rank in RANKS])
         return Calibration(nothing, nothing, thresholds, np.full(bands, np.nan), 0)
@@ -330,6 +328,6 @@ def _trust(trials: Trials, scores: np.ndarray) -> np.ndarray:
     for band in range(len(result)):
         rows = (bands == band) & trials.known[:, GENUS] & ~trials.higher
         novel = trials.novel[rows, GENUS]
-        if min(novel.sum(), (~novel).sum()) >= _FEWEST_OF_A_KIND:
+        if min(novel.sum(), (~novel).sum()) >= FEWEST_OF_A_KIND:
             result[band] = roc_auc_score(novel, scores[rows])
     return result

@@ -16,8 +16,8 @@ from .evidence import RANK_FEATURES
 _KNOTS = (0.0, 0.75, 0.85, 0.90, 0.97, 1.0)  # the log-odds are linear in identity between them
 _DIRECTIONS = {"mismatches": -1, "log_length": 0, "evidence": 0}  # all others 1
 _PENALTY = 1.0  # of the squared coefficients, against the log-likelihood of one trial
-_FEWEST_TRIALS = 50
-_FEWEST_OF_A_KIND = 5
+FEWEST_TRIALS = 50
+FEWEST_OF_A_KIND = 5
 
 
 @dataclass(frozen=True)
@@ -56,13 +56,13 @@ def fit_logistic(
     Returns:
         The model; a constant one where one outcome hardly occurs, None where there are few rows.
     """
-    if len(target) < _FEWEST_TRIALS:
+    if len(target) < FEWEST_TRIALS:
         return None
     inputs = _inputs(features)
     mean, scale = inputs.mean(0), inputs.std(0)
     scale = np.where(scale > 1e-9, scale, 1.0)
     num = len(mean)
-    if min(target.sum(), (~target).sum()) < _FEWEST_OF_A_KIND:
+    if min(target.sum(), (~target).sum()) < FEWEST_OF_A_KIND:
         rate = ((weights * target).sum() + 0.5) / (weights.sum() + 1)
         return Logistic(mean, scale, np.zeros(num), float(np.log(rate / (1 - rate))))
     from scipy.optimize import minimize
