@@ -40,6 +40,8 @@ _DIGITS = np.arange(_KMERS)[:, None] // 4 ** np.arange(K) % 4
 _REVERSED = (_DIGITS ^ 1) @ 4 ** np.arange(K - 1, -1, -1)  # of A T C G, a base and its complement
 _TRAINED_SHARE, _NOVEL_SHARE = 0.85, 0.08
 _SHORTEST_CROP = 100
+# Where a processor has no bfloat16, its products are many times slower than float32.
+_PRODUCTS = torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
 _FULL_SOFTMAX = 6000  # of ranks with more classes, so many others are drawn for each step
 
 
@@ -87,7 +89,7 @@ def split(sequences, lineages, seed):
 
 
 def counts(rows, rng=None, crop=0.0):
-    """Shares of 6-mers of each sequence, (rows, 4096) bfloat16; with `rng`, of random parts."""
+    """Counts of 6-mers, (rows, 4096), and their sums; with `rng`, of random parts."""
     result = np.zeros((len(rows), _KMERS), np.uint8)
     sizes = np.ones(len(rows), np.float32)
     for at, numbers in enumerate(rows):
@@ -98,7 +100,7 @@ def counts(rows, rng=None, crop=0.0):
             numbers = numbers[start : start + size]
         result[at] = np.minimum(np.bincount(numbers, minlength=_KMERS), 255)
         sizes[at] = max(1, len(numbers))
-    return torch.from_numpy(result).bfloat16(), torch.from_numpy(sizes)
+    return torch.from_numpy(result).to(_PRODUCTS), torch.from_numpy(sizes)
 
 
 class Bag(nn.Module):
@@ -121,7 +123,7 @@ class Bag(nn.Module):
         """Means over the 6-mers, (rows, hidden) float32."""
         table = self.states()
         # Products of small whole numbers: bfloat16 costs the table's own rounding only.
-        return (part @ table.bfloat16()).float() / sizes[:, None]
+        return (part @ table.to(_PRODUCTS)).float() / sizes[:, None]
 
     def losses(self, vectors, labels, smoothing):
         """Cross-entropy at each rank; of many classes those of the batch and some others."""
@@ -136,7 +138,7 @@ class Bag(nn.Module):
                 chosen, wanted = torch.unique(torch.cat([wanted, drawn]), return_inverse=True)
                 wanted = wanted[: int(known.sum())]
                 weight, bias = F.embedding(chosen, weight), bias[chosen]
-            logits = (states[known].bfloat16() @ weight.bfloat16().T).float() + bias
+            logits = (states[known].to(_PRODUCTS) @ weight.to(_PRODUCTS).T).float() + bias
             yield F.cross_entropy(logits, wanted, label_smoothing=smoothing)
 
 
