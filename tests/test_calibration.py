@@ -21,14 +21,26 @@ from bioscan_xla.classification.calibration import (
 )
 from bioscan_xla.classification.evidence import RANK_FEATURES
 from bioscan_xla.classification.heads import HeadDecoder, fit_temperature, softmax
-from bioscan_xla.classification.leave_out import _in_turn, _jobs, run_trials
+from bioscan_xla.classification.leave_out import run_trials
 from bioscan_xla.classification.logistic import _inputs, fit_logistic
 from bioscan_xla.classification.naming import Namer
 from bioscan_xla.classification.reference import load_reference
 from bioscan_xla.classification.tree import build_tree
+from bioscan_xla.classification.trial_jobs import (
+    SPECIES,
+    _in_turn,
+    choose_jobs,
+    first_new_rank,
+    without_species,
+)
 from bioscan_xla.reads.lineages import RANKS
 from bioscan_xla.sample import simulate
-from bioscan_xla.training.heldout import digest, read_heldout, write_heldout
+from bioscan_xla.training.heldout import (
+    NEW_TO_THE_MODEL,
+    digest,
+    read_heldout,
+    write_heldout,
+)
 from bioscan_xla.training.metrics import calibration_error
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -113,12 +125,46 @@ def test_of_taxa_that_are_left_out_each_comes_before_any_comes_again():
     assert sorted(taxa[_in_turn(taxa)][:3]) == [3, 5, 8]
     assert sorted(taxa[_in_turn(taxa)][3:5]) == [5, 8]
     rows = 100 + np.arange(43)
-    jobs = _jobs(rows, np.tile(taxa[:, None], (1, len(RANKS))), 50)
+    of_all = np.concatenate([np.zeros(100, int), taxa])
+    jobs = choose_jobs(rows, np.tile(of_all[:, None], (1, len(RANKS))), 50)
     alone = [row for row, rank in jobs if rank == ALONE]
     whole = [taxa[row - 100] for row, rank in jobs if rank == GENUS]
     assert alone == rows[:20].tolist()
     assert len(whole) == 20
     assert {3, 5, 8} == set(whole[:3])
+
+
+def test_genera_that_are_new_to_the_heads_stand_for_unknown_ones():
+    """Heads cannot unlearn a genus: taking it from them hides too little."""
+    rows, family = np.arange(300), RANKS.index("family")
+    classes = np.zeros((300, len(RANKS)), int)
+    classes[:60, GENUS:] = NEW_TO_THE_MODEL
+    classes[60:80, family:] = NEW_TO_THE_MODEL
+    classes[80:100, -1] = NEW_TO_THE_MODEL
+    first_new = first_new_rank(classes)
+    assert first_new.tolist() == [GENUS] * 60 + [family] * 20 + [6] * 20 + [7] * 200
+    taxa = np.tile(rows[:, None] % 20, (1, len(RANKS)))
+    jobs = choose_jobs(rows, taxa, 1000, first_new)
+    of_rank = {rank: {row for row, at in jobs if at == rank} for rank in range(len(RANKS) + 1)}
+    assert of_rank[GENUS] == set(range(60))
+    assert of_rank[ALONE] == set(range(80, 300))
+    assert min(of_rank[family]) >= 80, "twenty are too few: known ones are taken from the heads"
+
+
+def test_of_held_out_sequences_as_many_lack_their_species_as_of_all():
+    rng = np.random.default_rng(0)
+    species = np.concatenate([np.arange(500), 500 + np.arange(500) // 5, np.full(200, 600)])
+    taxa = np.tile(species[:, None], (1, len(RANKS)))
+    nameless = np.arange(601) == 600
+    rows = rng.permutation(len(species))
+    held = [(row, ALONE) for row in range(500, 1200)] + [(row, GENUS) for row in range(500, 600)]
+    jobs = without_species(held, rows, taxa, nameless, rng)
+    assert [row for row, _ in jobs] == [row for row, _ in held]
+    assert sum(rank == SPECIES for _, rank in jobs) == pytest.approx(250, abs=40)
+    assert {rank for row, rank in jobs if species[row] == 600} == {ALONE}
+    assert jobs[700:] == held[700:]
+    drawn = [(row, ALONE) for row in rows[:600]]
+    assert without_species(drawn, rows, taxa, nameless, rng) == drawn, "they are like queries"
 
 
 def test_few_genera_say_less_of_the_next_one_than_many():
@@ -298,14 +344,15 @@ def test_a_genus_can_be_taken_from_the_heads(decoder):
 def test_held_out_sequences_are_kept_without_the_sequences(tmp_path):
     rng = np.random.default_rng(4)
     vectors = rng.normal(size=(5, 4)).astype(np.float32)
-    lineages = [(*LINEAGES[0][:6], "G new")] * 5
-    classes = np.array([[0, 0, 0, 0, 0, 0, -1]] * 5)
+    lineages = [(*LINEAGES[0][:6], name) for name in ("G new", "G newer", "G a", None, "G new")]
+    classes = np.array([[0, 0, 0, 0, 0, 0, 0 if name == "G a" else -1] for *_, name in lineages])
     sequences = ["ACGT" * (n + 1) for n in range(5)]
     write_heldout(tmp_path, vectors, sequences, lineages, classes)
     assert b"ACGT" not in (tmp_path / "heldout.safetensors").read_bytes()
     held = read_heldout(tmp_path)
     assert np.allclose(held.vectors, vectors, atol=2e-3)
-    assert held.classes.tolist() == [[0, 0, 0, 0, 0, 0, -2]] * 5
+    assert held.classes[:, :6].tolist() == [[0] * 6] * 5
+    assert held.classes[:, 6].tolist() == [-2, -3, 0, -1, -2]
     assert held.length_bp.tolist() == [4, 8, 12, 16, 20]
     assert held.places(["ACGTACGT", "TTTT"]).tolist() == [1, -1]
     assert held.digests[0].tobytes() == digest("ACGT")

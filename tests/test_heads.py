@@ -1,6 +1,7 @@
 """Names by the heads of a fine-tuned model, alone and with references."""
 
 import shutil
+from collections import Counter
 
 import numpy as np
 import pyarrow as pa
@@ -8,14 +9,19 @@ import pyarrow.parquet as pq
 import pytest
 
 from bioscan_xla import run_classification_pipeline, run_finetuning_pipeline
+from bioscan_xla.classification.calibration import ALONE, GENUS
 from bioscan_xla.classification.formats import agreeing_hit
 from bioscan_xla.classification.journal import read_rows
+from bioscan_xla.classification.leave_out import run_trials
+from bioscan_xla.classification.opening import open_namer
 from bioscan_xla.classification.record import lineage_text
 from bioscan_xla.classification.run import classify
 from bioscan_xla.classify import summary
 from bioscan_xla.errors import BioscanError, ConfigError, ModelError
 from bioscan_xla.options import ClassifyConfig
+from bioscan_xla.reads.labels import UNKNOWN, learn_labels
 from bioscan_xla.reads.lineages import RANKS
+from bioscan_xla.training.heldout import read_heldout, write_heldout
 
 
 @pytest.fixture(scope="module")
@@ -27,8 +33,6 @@ def tuned(data, model_folder):
     from bioscan_xla.encode.encoder import load_encoder
     from bioscan_xla.encode.inference import embed_sequences
     from bioscan_xla.encode.runtime import open_device
-    from bioscan_xla.reads.labels import learn_labels
-    from bioscan_xla.training.heldout import write_heldout
 
     from .conftest import small_run
 
@@ -126,6 +130,47 @@ def test_heads_are_calibrated_on_what_the_model_was_not_trained_on(data, tuned, 
         confidence = [row[f"confidence_{rank}"] for rank in RANKS if row[f"best_{rank}"]]
         assert confidence == sorted(confidence, reverse=True)
         assert row["novelty"] is not None
+
+
+@pytest.mark.parametrize("method", ["heads", "both"])
+def test_genera_that_were_held_out_are_the_unknown_ones(data, tuned, tmp_path, method, caplog):
+    """Retraining with held-out genera changes what calibration rests on."""
+    shutil.copytree(tuned, tmp_path / "model")
+    rows = pq.read_table(data[0] / "reference.parquet").to_pylist()
+    lineages = [[row[rank] for rank in RANKS] for row in rows]
+    genera = Counter(lineage[GENUS] for lineage in lineages)
+    new = set(sorted(genera)[::2])
+    assert sum(genera[name] for name in new) >= 50
+    labels = learn_labels(lineages)[0].encode(lineages)
+    labels[[lineage[GENUS] in new for lineage in lineages], GENUS:] = UNKNOWN
+    held = read_heldout(tmp_path / "model")
+    sequences = [row["dna_sequence"] for row in rows]
+    vectors = held.vectors[held.places(sequences)]
+    config = ClassifyConfig(
+        input=str(data[0] / "asv.fasta"),
+        reference=str(data[0] / "reference.parquet"),
+        output="unused",
+        model=str(tmp_path / "model"),
+        method=method,
+        device="cpu",
+        dtype="float32",
+    )
+    told = "fine-tune with --novel-rank genus"
+    run_trials(open_namer(config)[1], 100)
+    assert told in caplog.text
+    caplog.clear()
+    write_heldout(tmp_path / "model", vectors, sequences, lineages, labels)
+    _, namer = open_namer(config)
+    trials = run_trials(namer, 200)
+    assert told not in caplog.text
+    whole, alone = trials.left_out == GENUS, trials.left_out == ALONE
+    assert whole.sum() >= 50
+    assert alone.sum() >= 50
+    assert trials.novel[whole, GENUS].all()
+    assert not trials.novel[alone, GENUS].any()
+    assert not (trials.correct[whole, GENUS] == 1).any()
+    assert 3 <= len(set(trials.genus[whole])) <= len(new)
+    assert not set(trials.genus[whole]) & set(trials.genus[alone])
 
 
 def test_confidence_without_the_heads_is_told_in_the_results(data, tuned, tmp_path):

@@ -1,5 +1,6 @@
 """Training: what it changes, that it resumes exactly, and that every way of running agrees."""
 
+import dataclasses
 import importlib.util
 import json
 import re
@@ -27,6 +28,7 @@ from bioscan_xla.sample import write_model
 from bioscan_xla.training import loop as training_loop
 from bioscan_xla.training import setup
 from bioscan_xla.training.classifier import load_classifier
+from bioscan_xla.training.heldout import NEW_TO_THE_MODEL, read_heldout
 from bioscan_xla.training.run import finetune
 from bioscan_xla.training.setup import prepare_data
 
@@ -345,6 +347,26 @@ def test_novel_taxa_are_held_out(options):
     config = FinetuneConfig(**options | {"novel_rank": "genus", "novel_fraction": 0.2})
     data = prepare_data(config)
     novel = {name for name, part in data.split if part == "novel"}
+    assert novel == set(data.novel.ids)
     assert novel
     assert not novel & {*data.train.ids, *data.eval.ids}
     assert len(RANKS) == data.train_labels.shape[1]
+    given = FinetuneConfig(**dataclasses.asdict(config) | {"eval": config.train})
+    assert prepare_data(given).novel.ids == data.novel.ids, "with evaluation data of its own, too"
+
+
+def test_the_model_folder_keeps_vectors_of_what_was_held_out(options):
+    config = FinetuneConfig(**options | {"novel_rank": "genus", "novel_fraction": 0.3})
+    finetune(config)
+    data = prepare_data(config)
+    held = read_heldout(Path(options["output"]))
+    assert len(data.novel)
+    evaluated, novel = (held.places(part.sequences) for part in (data.eval, data.novel))
+    assert (evaluated >= 0).all()
+    assert (novel >= 0).all()
+    genus = RANKS.index("genus")
+    assert (held.classes[evaluated, genus] > NEW_TO_THE_MODEL).all()
+    assert (held.classes[novel, genus] <= NEW_TO_THE_MODEL).all()
+    names = [lineage[: genus + 1] for lineage in data.novel.lineages]
+    numbers = held.classes[novel, genus].tolist()
+    assert len(set(names)) == len(set(numbers)) == len(set(zip(names, numbers, strict=True)))

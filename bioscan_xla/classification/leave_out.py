@@ -2,10 +2,6 @@
 
 Input: a `Namer`. Output: `Trials`. Invariants: a trial never sees its own record, nor an identical
 one; the same seed gives the same trials.
-
-Sequences that occur once come first: one that is not in a reference is most like these. One that
-occurs under contradicting names is not tried: without one of its records the others remain, and
-each such trial would be wrong, while a query gets both names and a tie.
 """
 
 import hashlib
@@ -21,26 +17,34 @@ import numpy as np
 from ..reads.labels import UNKNOWN
 from ..reads.lineages import RANKS
 from ..training.heldout import NEW_TO_THE_MODEL
-from .calibration import ALONE, GENUS, HIGHER_SHARES, Trials
+from .calibration import ALONE, GENUS, Trials
 from .evidence import RANK_FEATURES, Decision
 from .naming import Named, Namer, in_threads
+from .trial_jobs import (
+    FEWEST_NEW,
+    SPECIES,
+    choose_jobs,
+    first_new_rank,
+    like_queries,
+    without_species,
+)
 
 log = logging.getLogger(__name__)
 
-RULES = 13
+RULES = 14
 """Counts up when evidence, features or votes change: kept trials are then run again, and results of
 other rules are not added to."""
 
 _FEWEST_REFERENCES = 100
-_HIGHER_TRIALS = 0.2  # of all trials; of these two fifths leave a family out
 
 
 def run_trials(namer: Namer, num_trials: int, seed: int = 0) -> Trials | None:
     """Leave sequences out, one by one and by whole taxa, and name them.
 
     References are left out, except where the heads decide alone: then the sequences that the model
-    was not trained on are named, and a whole genus is left out by taking its classes away. Where
-    heads and references decide together, the references that the model was not trained on are.
+    was not trained on are named. Where heads and references decide together, the references that
+    the model was not trained on are. In place of a whole taxon, a sequence of a taxon that the
+    model was not trained on is taken; where there are too few, its classes are taken away.
 
     Args:
         namer: references, indexed.
@@ -59,7 +63,7 @@ def run_trials(namer: Namer, num_trials: int, seed: int = 0) -> Trials | None:
     same: dict[str, list[int]] = defaultdict(list)
     for row, sequence in enumerate(reference.sequences):
         same[sequence].append(row)
-    rows = _like_queries(same, paths, namer.nameless, rng)
+    rows = like_queries(same, paths, namer.nameless, rng)
     if len(rows) < _FEWEST_REFERENCES:
         log.warning(
             "%d different references are too few for calibration: confidence is the share of the "
@@ -68,70 +72,25 @@ def run_trials(namer: Namer, num_trials: int, seed: int = 0) -> Trials | None:
         )
         return None
     shares_of = _held_out_shares(namer, rows)
-    if shares_of:
-        rows = np.array([row for row in rows if row in shares_of])
 
     def possible(row: int, rank: int) -> bool:
         # A taxon that is not known, or that is the whole reference, cannot be left out.
         node = paths[row, rank]
         return not namer.nameless[rank][node] and bool((paths[:, rank] != node).any())
 
-    jobs = [
-        (row, rank)
-        for row, rank in _jobs(rows, paths[rows], num_trials)
-        if rank == ALONE or possible(row, rank)
-    ]
+    if shares_of:
+        assert namer.heads is not None
+        assert namer.heads.heldout is not None
+        held = np.array([row for row in rows if row in shares_of])
+        places = namer.heads.heldout.places([reference.sequences[row] for row in held])
+        first_new = _new_to_heads(namer.heads.heldout.classes[places])
+        jobs = choose_jobs(held, paths, num_trials, first_new)
+        jobs = without_species(jobs, rows, paths, namer.nameless[SPECIES], rng)
+    else:
+        jobs = choose_jobs(rows, paths, num_trials)
+    jobs = [(row, rank) for row, rank in jobs if rank == ALONE or possible(row, rank)]
     log.info("calibrating with %d trials of left-out references", len(jobs))
     return _try_references(namer, jobs, same, shares_of)
-
-
-def _like_queries(
-    same: Mapping[str, Sequence[int]],
-    paths: np.ndarray,
-    nameless: Sequence[np.ndarray],
-    rng: np.random.Generator,
-) -> np.ndarray:
-    """A row of each sequence that has one name, in random order, those that occur once first."""
-    once = [rows[0] for rows in same.values() if len(rows) == 1]
-    several = [
-        rows[0]
-        for rows in same.values()
-        if len(rows) > 1 and not _contradict(paths[rows], nameless)
-    ]
-    return np.concatenate([rng.permutation(once), rng.permutation(several)]).astype(np.int64)
-
-
-def _jobs(rows: np.ndarray, taxa: np.ndarray, num_trials: int) -> list[tuple[int, int]]:
-    """Which sequence to leave out, and with which rank's taxon.
-
-    Of the sequences that are left out with their taxon, one of each taxon comes first: a taxon that
-    a reference lacks is most like one that it has few sequences of.
-
-    Args:
-        rows: numbers of the sequences, in random order.
-        taxa: (rows, ranks) of each.
-        num_trials: at most.
-    """
-    num_higher = int(_HIGHER_TRIALS * num_trials)
-    half = max((num_trials - num_higher) // 2, 1)
-    counts = {ALONE: half, GENUS: half}
-    for name in HIGHER_SHARES:
-        times = 2 if name == "family" else 1
-        counts[RANKS.index(name)] = num_higher * times // (len(HIGHER_SHARES) + 1)
-    return [
-        (int(row), rank)
-        for rank, count in counts.items()
-        for row in (rows if rank == ALONE else rows[_in_turn(taxa[:, rank])])[:count]
-    ]
-
-
-def _in_turn(taxa: np.ndarray) -> np.ndarray:
-    """Places of the first of each taxon, then of the second, and so on."""
-    order = np.argsort(taxa, kind="stable")
-    _, first, sizes = np.unique(taxa[order], return_index=True, return_counts=True)
-    turn = np.empty(len(taxa), np.int64)
-    turn[order] = np.arange(len(taxa)) - np.repeat(first, sizes)
-    return np.argsort(turn, kind="stable")
 
 
 def _try_references(
@@ -186,11 +145,15 @@ def _try_references(
     )
 
 
-def _contradict(paths: np.ndarray, nameless: Sequence[np.ndarray]) -> bool:
-    """True if some paths have different names at a rank; a name that is not known agrees."""
-    return any(
-        len(np.unique(nodes[~nameless[rank][nodes]])) > 1 for rank, nodes in enumerate(paths.T)
-    )
+def _new_to_heads(classes: np.ndarray) -> np.ndarray:
+    """`first_new_rank` of held-out sequences; a warning if hardly any is of a new genus."""
+    first_new = first_new_rank(classes)
+    if (first_new == GENUS).sum() < FEWEST_NEW:
+        log.warning(
+            "the model was trained on every genus, so what it says of unknown ones is estimated by "
+            "taking genera out of its heads; fine-tune with --novel-rank genus to have it measured"
+        )
+    return first_new
 
 
 def _held_out_shares(namer: Namer, rows: np.ndarray) -> dict[int, list[np.ndarray]]:
@@ -234,8 +197,8 @@ def _try_heads(namer: Namer, num_trials: int, rng: np.random.Generator) -> Trial
     rows = rng.permutation(len(held.vectors))
     jobs = [
         (row, rank)
-        for row, rank in _jobs(rows, truth[rows], num_trials)
-        if rank == ALONE or truth[row, rank] >= 0
+        for row, rank in choose_jobs(rows, truth, num_trials, _new_to_heads(truth[rows]))
+        if rank == ALONE or truth[row, rank] != UNKNOWN
     ]
     log.info("calibrating with %d trials of sequences that the model was not trained on", len(jobs))
 
@@ -251,7 +214,7 @@ def _try_heads(namer: Namer, num_trials: int, rng: np.random.Generator) -> Trial
     left_out = np.array([rank for _, rank in jobs])
     truth = truth[[row for row, _ in jobs]]
     below = np.arange(len(RANKS)) >= left_out[:, None]
-    novel = (truth == NEW_TO_THE_MODEL) | (below & (truth >= 0))
+    novel = (truth <= NEW_TO_THE_MODEL) | (below & (truth >= 0))
     return _judge(namer, decided, truth, novel, left_out)
 
 
@@ -276,7 +239,8 @@ def _judge(
         correct[at, judged] = (decision.path == truth[at])[judged]
     lengths = np.array([length_bp for _, _, length_bp in decided])
     of_genus = truth[:, GENUS]
-    genus = np.where(of_genus >= 0, of_genus, -1 - np.arange(len(truth)))  # unknown: one each
+    unknown = of_genus.min(initial=0) - 1 - np.arange(len(truth))  # one each
+    genus = np.where(of_genus == UNKNOWN, unknown, of_genus)
     return Trials(features, named, correct, novel, truth != UNKNOWN, lengths, left_out, genus)
 
 

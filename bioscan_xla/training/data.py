@@ -59,6 +59,7 @@ class Data:
     Attributes:
         train: what is trained on.
         eval: what is evaluated on; may be empty.
+        novel: of taxa that were held out whole; may be empty.
         space: the classes that the training part has.
         train_labels: (train, 7) class numbers, -1 where unknown.
         eval_labels: (eval, 7) likewise.
@@ -68,6 +69,7 @@ class Data:
 
     train: Examples
     eval: Examples
+    novel: Examples
     space: LabelSpace
     train_labels: np.ndarray
     eval_labels: np.ndarray

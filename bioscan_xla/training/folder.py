@@ -31,9 +31,9 @@ from ..reads.tokens import save_tokenizer
 from .card import write_card
 from .checkpoint import trainable_state
 from .classifier import TaxonomyClassifier
-from .data import Examples
+from .data import Data, Examples
 from .evaluation import Evaluated
-from .heldout import HELDOUT, write_heldout
+from .heldout import HELDOUT, MOST_EVALUATED, evenly_spaced, write_heldout
 from .pictures import draw_confusion, draw_curves, draw_vectors, write_confusions
 from .start import ADAPTER
 
@@ -103,15 +103,18 @@ def count_classes(labels: np.ndarray, num_classes: Sequence[int]) -> list[list[i
 def write_model_folder(
     config: FinetuneConfig,
     classifier: TaxonomyClassifier,
-    space: LabelSpace,
+    data: Data,
     result: Mapping[str, Any],
     facts: Mapping[str, Any],
     history: Sequence[Mapping[str, Any]],
     evaluated: Evaluated,
-    held: Examples,
-    truth: np.ndarray,
+    novel: tuple[np.ndarray, Examples],
 ) -> None:
-    """Write everything; `adapter/` is plain PEFT, the rest is safetensors, JSON, YAML and PNG."""
+    """Write everything; `adapter/` is plain PEFT, the rest is safetensors, JSON, YAML and PNG.
+
+    `evaluated` is of the evaluation part, `novel` has vectors of sequences of the novel part.
+    """
+    space, truth = data.space, data.eval_labels
     with _replacing(Path(config.output)) as folder:
         _write_weights(folder, config, classifier, space)
         (folder / "config.yaml").write_text(
@@ -132,12 +135,24 @@ def write_model_folder(
             predicted = evaluated.predictions.classes
             write_confusions(folder / "confusions.csv", predicted, truth, space)
             draw_confusion(folder / "confusion.png", predicted, truth, space)
-            rows = evaluated.vector_rows
-            part = held.select(rows)
-            write_heldout(folder, evaluated.vectors, part.sequences, part.lineages, truth[rows])
+        _write_heldout(folder, data, evaluated, *novel)
         if len(evaluated.vectors) > 1:  # one point has no plane
             phylum = truth[evaluated.vector_rows, 1]
             draw_vectors(folder / "vectors.png", evaluated.vectors, phylum, space.names(1))
+
+
+def _write_heldout(
+    folder: Path, data: Data, evaluated: Evaluated, novel_vectors: np.ndarray, novel: Examples
+) -> None:
+    """Write what was not trained on, if there is any."""
+    some = evenly_spaced(len(evaluated.vectors), MOST_EVALUATED)
+    held = data.eval.select(evaluated.vector_rows[some])
+    parts = [part for part in (evaluated.vectors[some], novel_vectors) if len(part)]
+    if parts:
+        lineages = [*held.lineages, *novel.lineages]
+        sequences = [*held.sequences, *novel.sequences]
+        classes = data.space.encode(lineages)
+        write_heldout(folder, np.concatenate(parts), sequences, lineages, classes)
 
 
 @contextmanager

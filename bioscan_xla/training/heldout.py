@@ -1,6 +1,7 @@
 """Sequences that a model was not trained on, kept with it so that its heads can be calibrated.
 
-Input: the evaluation part of fine-tuning. Output: `heldout.safetensors` in the model folder.
+Input: the evaluation and novel parts of fine-tuning. Output: `heldout.safetensors` in the model
+folder.
 Invariants: it holds vectors, class numbers, lengths and digests, and no sequence, id or name.
 """
 
@@ -17,9 +18,10 @@ from ..reads.lineages import Lineage, known_lineage
 
 HELDOUT = "heldout.safetensors"
 NEW_TO_THE_MODEL = -2
-"""Class number of a name that the training part does not have."""
+"""Highest class number of names that the training part does not have; each has one of its own."""
+MOST_EVALUATED = 2000  # 10 MB of vectors of 2,560 numbers
+MOST_NOVEL = 1000
 
-_MOST = 2000  # 10 MB of vectors of 2,560 numbers
 _DIGEST_BYTES = 16
 
 
@@ -29,8 +31,8 @@ class HeldOut:
 
     Attributes:
         vectors: (sequences, hidden) what the heads read.
-        classes: (sequences, 7) class numbers, -1 where no name is known, -2 where the name is not
-            among the classes.
+        classes: (sequences, 7) class numbers, -1 where no name is known, from -2 down where the
+            name is not among the classes.
         length_bp: (sequences,).
         digests: (sequences, 16) of `digest`.
     """
@@ -58,7 +60,7 @@ def write_heldout(
     lineages: Sequence[Lineage],
     classes: np.ndarray,
 ) -> None:
-    """Write at most 2,000 of them, evenly spaced.
+    """Write them.
 
     Args:
         folder: of the model.
@@ -69,17 +71,32 @@ def write_heldout(
     """
     from safetensors.numpy import save_file
 
-    known = np.array([[bool(name) for name in known_lineage(names)] for names in lineages], bool)
-    classes = np.where(known.reshape(-1, 7) & (classes == UNKNOWN), NEW_TO_THE_MODEL, classes)
-    rows = np.linspace(0, len(vectors) - 1, min(len(vectors), _MOST)).astype(np.int64)
-    digests = np.frombuffer(b"".join(digest(sequences[row]) for row in rows), np.uint8)
+    digests = np.frombuffer(b"".join(map(digest, sequences)), np.uint8)
     tensors = {
-        "vectors": vectors[rows].astype(np.float16),
-        "classes": classes[rows].astype(np.int32),
-        "length_bp": np.array([len(sequences[row]) for row in rows], np.int32),
+        "vectors": vectors.astype(np.float16),
+        "classes": _number_new(lineages, classes).astype(np.int32),
+        "length_bp": np.array([len(sequence) for sequence in sequences], np.int32),
         "digests": digests.reshape(-1, _DIGEST_BYTES).copy(),
     }
     save_file(tensors, folder / HELDOUT)
+
+
+def evenly_spaced(number: int, most: int) -> np.ndarray:
+    """At most so many of the numbers below `number`."""
+    return np.linspace(0, number - 1, min(number, most)).astype(np.int64)
+
+
+def _number_new(lineages: Sequence[Lineage], classes: np.ndarray) -> np.ndarray:
+    """Class numbers in which each name that is no class has its own, from -2 down."""
+    classes = classes.copy()
+    numbers: dict[Lineage, int] = {}
+    for row, lineage in enumerate(lineages):
+        names = known_lineage(lineage)
+        for rank, name in enumerate(names):
+            if name and classes[row, rank] == UNKNOWN:
+                number = numbers.setdefault(names[: rank + 1], NEW_TO_THE_MODEL - len(numbers))
+                classes[row, rank] = number
+    return classes
 
 
 def read_heldout(folder: Path) -> HeldOut | None:

@@ -25,6 +25,7 @@ from ..stopping import stop_on_signal
 from .classifier import count_parameters
 from .evaluation import predict_part
 from .folder import count_classes, push_to_hub, write_model_folder
+from .heldout import MOST_NOVEL, evenly_spaced
 from .loop import Loop
 from .metrics import evaluate
 from .setup import Run, set_up
@@ -109,6 +110,10 @@ def _finish(run: Run, started: datetime) -> dict[str, Any]:
     found = predict_part(
         run.accelerator, run.classifier, run.device, data.eval.sequences, run.max_tokens
     )
+    some = data.novel.select(evenly_spaced(len(data.novel), MOST_NOVEL))
+    novel = predict_part(
+        run.accelerator, run.classifier, run.device, some.sequences, run.max_tokens
+    )
     if run.accelerator.is_main_process:
         if len(data.eval):
             result["evaluation"] = evaluate(found.predictions, data.eval_labels, data.space)
@@ -127,13 +132,12 @@ def _finish(run: Run, started: datetime) -> dict[str, Any]:
         write_model_folder(
             config,
             run.classifier,
-            data.space,
+            data,
             result,
             facts,
             run.history.lines(),
             found,
-            data.eval,
-            data.eval_labels,
+            (novel.vectors, some),
         )
     figures = {f"final/{key}": value for key, value in result["evaluation"].items()}
     run.tracker.log(figures, cursor.updates)

@@ -161,23 +161,23 @@ def prepare_data(config: FinetuneConfig) -> Data:
     if len(conflicts) > _CONFLICTS_SHOWN:
         log.warning("%d names in all have two lineages: see conflicts.csv", len(conflicts))
     labels = space.encode(examples.lineages)
+    parts = split_rows(
+        examples.sequences,
+        labels,
+        eval_fraction=0.0 if config.eval else config.eval_fraction,
+        identity=config.identity,
+        novel_rank=RANKS.index(config.novel_rank) if config.novel_rank else None,
+        novel_fraction=config.novel_fraction,
+        seed=config.seed,
+    )
     if config.eval:
         held = read_examples(config.eval, reading, config.taxonomy)
-        parts = np.full(len(examples), TRAIN)
     else:
-        parts = split_rows(
-            examples.sequences,
-            labels,
-            eval_fraction=config.eval_fraction,
-            identity=config.identity,
-            novel_rank=RANKS.index(config.novel_rank) if config.novel_rank else None,
-            novel_fraction=config.novel_fraction,
-            seed=config.seed,
-        )
         held = examples.select(np.flatnonzero(parts == EVAL))
+    novel = examples.select(np.flatnonzero(parts == NOVEL))
     split = list(zip(examples.ids, parts.tolist(), strict=True))
-    if (parts == NOVEL).any():
-        log.info("%d sequences of held-out taxa are left for novelty", (parts == NOVEL).sum())
+    if len(novel):
+        log.info("%d sequences of held-out taxa are not trained on", len(novel))
     train = examples.select(np.flatnonzero(parts == TRAIN))
     if not len(train):
         raise InputError(f"{config.train}: no training sequence is left after the split")
@@ -192,6 +192,7 @@ def prepare_data(config: FinetuneConfig) -> Data:
     return Data(
         train,
         held,
+        novel,
         space,
         train_labels,
         space.encode(held.lineages),
