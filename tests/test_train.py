@@ -23,7 +23,8 @@ from bioscan_xla.encode.encoder import load_encoder
 from bioscan_xla.encode.runtime import open_device
 from bioscan_xla.errors import ConfigError, InputError, ModelError
 from bioscan_xla.options import FinetuneConfig
-from bioscan_xla.reads.lineages import RANKS
+from bioscan_xla.reads.labels import learn_labels
+from bioscan_xla.reads.lineages import RANKS, known_name
 from bioscan_xla.sample import write_model
 from bioscan_xla.training import loop as training_loop
 from bioscan_xla.training import setup
@@ -355,8 +356,15 @@ def test_novel_taxa_are_held_out(options):
     assert prepare_data(given).novel.ids == data.novel.ids, "with evaluation data of its own, too"
 
 
-def test_the_model_folder_keeps_vectors_of_what_was_held_out(options):
+@pytest.mark.parametrize("given", [False, True])
+def test_the_model_folder_keeps_vectors_of_what_was_held_out(options, tmp_path, given):
+    """With given classes a genus may be a class and yet have no training sequence."""
     config = FinetuneConfig(**options | {"novel_rank": "genus", "novel_fraction": 0.3})
+    if given:
+        rows = pq.read_table(options["train"]).to_pylist()
+        space, _ = learn_labels([[known_name(row[rank]) for rank in RANKS] for row in rows])
+        space.save(tmp_path / "all.json")
+        config = dataclasses.replace(config, labels=str(tmp_path / "all.json"))
     finetune(config)
     data = prepare_data(config)
     held = read_heldout(Path(options["output"]))
@@ -367,6 +375,7 @@ def test_the_model_folder_keeps_vectors_of_what_was_held_out(options):
     genus = RANKS.index("genus")
     assert (held.classes[evaluated, genus] > NEW_TO_THE_MODEL).all()
     assert (held.classes[novel, genus] <= NEW_TO_THE_MODEL).all()
+    assert given == (data.space.encode(data.novel.lineages)[:, genus] >= 0).all()
     names = [lineage[: genus + 1] for lineage in data.novel.lineages]
     numbers = held.classes[novel, genus].tolist()
     assert len(set(names)) == len(set(numbers)) == len(set(zip(names, numbers, strict=True)))

@@ -26,7 +26,7 @@ from ..encode.model import no_bars
 from ..encode.model_files import READING, TRAINED, share_weights
 from ..errors import SyncError
 from ..options import FinetuneConfig
-from ..reads.labels import LabelSpace
+from ..reads.labels import UNKNOWN, LabelSpace
 from ..reads.tokens import save_tokenizer
 from .card import write_card
 from .checkpoint import trainable_state
@@ -135,16 +135,26 @@ def write_model_folder(
             predicted = evaluated.predictions.classes
             write_confusions(folder / "confusions.csv", predicted, truth, space)
             draw_confusion(folder / "confusion.png", predicted, truth, space)
-        _write_heldout(folder, data, evaluated, *novel)
+        counts = None if config.start else facts["counts"]
+        _write_heldout(folder, data, evaluated, *novel, counts)
         if len(evaluated.vectors) > 1:  # one point has no plane
             phylum = truth[evaluated.vector_rows, 1]
             draw_vectors(folder / "vectors.png", evaluated.vectors, phylum, space.names(1))
 
 
 def _write_heldout(
-    folder: Path, data: Data, evaluated: Evaluated, novel_vectors: np.ndarray, novel: Examples
+    folder: Path,
+    data: Data,
+    evaluated: Evaluated,
+    novel_vectors: np.ndarray,
+    novel: Examples,
+    counts: Sequence[Sequence[int]] | None,
 ) -> None:
-    """Write what was not trained on, if there is any."""
+    """Write what was not trained on, if there is any.
+
+    Of given classes some may have had no training sequence (`counts`, of each rank): they are as
+    new to the model as names that are no class. What a model to go on from has seen is not known.
+    """
     some = evenly_spaced(len(evaluated.vectors), MOST_EVALUATED)
     held = data.eval.select(evaluated.vector_rows[some])
     parts = [part for part in (evaluated.vectors[some], novel_vectors) if len(part)]
@@ -152,6 +162,8 @@ def _write_heldout(
         lineages = [*held.lineages, *novel.lineages]
         sequences = [*held.sequences, *novel.sequences]
         classes = data.space.encode(lineages)
+        for of_rank, count in zip(classes.T, counts or (), strict=False):
+            of_rank[(np.array([*count, 1]) == 0)[of_rank]] = UNKNOWN  # -1 is the last, which stays
         write_heldout(folder, np.concatenate(parts), sequences, lineages, classes)
 
 
