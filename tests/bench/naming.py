@@ -115,13 +115,13 @@ def train(path, encoder):
 
 
 def tune(work):
-    """Encoder and heads that have seen most references; one genus of twenty is held out."""
+    """Encoder and heads that have seen most references; one genus of ten is held out."""
     tuned = work / "tuned"
     if not (tuned / "heads.safetensors").is_file():
         root = Path(__file__).parents[2]
         config = root / "configs" / "finetune_small.yaml"
         options = {"train": str(work / "references.parquet"), "output": str(tuned)}
-        options |= {"novel_rank": "genus", "novel_fraction": 0.05, "device": "cpu"}
+        options |= {"novel_rank": "genus", "device": "cpu"}
         part = prepare_data(FinetuneConfig(**yaml.safe_load(config.read_text()) | options)).train
         rows = list(zip(part.ids, part.sequences, part.lineages, strict=True))
         write_rows(work / "train.parquet", rows)
