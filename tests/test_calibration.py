@@ -149,6 +149,13 @@ def test_genera_that_are_new_to_the_heads_stand_for_unknown_ones():
     assert of_rank[GENUS] == set(range(60))
     assert of_rank[ALONE] == set(range(80, 300))
     assert min(of_rank[family]) >= 80, "twenty are too few: known ones are taken from the heads"
+    mixed = [row for row, rank in choose_jobs(rows, taxa, 200, first_new, 0.25) if rank == ALONE]
+    assert len(mixed) == 80
+    assert sum(row < 80 for row in mixed) == 20, "a quarter is of genera that heads do not know"
+    some = [row for row, rank in choose_jobs(rows, taxa, 1000, first_new, 0.25) if rank == ALONE]
+    assert sum(row < 80 for row in some) == round(0.25 * len(some))
+    only_new = choose_jobs(rows[:80], taxa, 200, first_new[:80], 1.0)
+    assert sum(rank == ALONE for _, rank in only_new) == 80
 
 
 def test_of_held_out_sequences_as_many_lack_their_species_as_of_all():

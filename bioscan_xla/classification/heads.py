@@ -253,6 +253,12 @@ class HeadDecoder:
             result.append(left / max(left.sum(), 1e-12))
         return result
 
+    def class_nodes(self, rank: int) -> np.ndarray:
+        """Nodes of the classes of a rank, those that are in the tree."""
+        first = sum(self._num_classes[:rank])
+        leaves = self._class_leaves[first : first + self._num_classes[rank]]
+        return self.tree.paths[leaves[leaves >= 0], rank]
+
     def nodes(self, classes: np.ndarray) -> np.ndarray:
         """Nodes of class numbers, (sequences, ranks); numbers below 0 are kept."""
         result, first = classes.copy(), 0

@@ -9,7 +9,7 @@ import json
 import logging
 import os
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -79,18 +79,38 @@ def run_trials(namer: Namer, num_trials: int, seed: int = 0) -> Trials | None:
         return not namer.nameless[rank][node] and bool((paths[:, rank] != node).any())
 
     if shares_of:
-        assert namer.heads is not None
-        assert namer.heads.heldout is not None
-        held = np.array([row for row in rows if row in shares_of])
-        places = namer.heads.heldout.places([reference.sequences[row] for row in held])
-        first_new = _new_to_heads(namer.heads.heldout.classes[places])
-        jobs = choose_jobs(held, paths, num_trials, first_new)
-        jobs = without_species(jobs, rows, paths, namer.nameless[SPECIES], rng)
+        jobs = _held_out_jobs(namer, rows, shares_of, num_trials, rng)
     else:
         jobs = choose_jobs(rows, paths, num_trials)
     jobs = [(row, rank) for row, rank in jobs if rank == ALONE or possible(row, rank)]
     log.info("calibrating with %d trials of left-out references", len(jobs))
     return _try_references(namer, jobs, same, shares_of)
+
+
+def _held_out_jobs(
+    namer: Namer,
+    rows: np.ndarray,
+    held_out: Collection[int],
+    num_trials: int,
+    rng: np.random.Generator,
+) -> list[tuple[int, int]]:
+    """What to leave out for heads and references together; `rows` are like queries."""
+    assert namer.heads is not None
+    assert namer.heads.heldout is not None
+    assert namer.decoder is not None
+    reference = namer.reference
+    paths = reference.tree.paths[reference.leaves]
+    held = np.array([row for row in rows if row in held_out])
+    places = namer.heads.heldout.places([reference.sequences[row] for row in held])
+    first_new = _new_to_heads(namer.heads.heldout.classes[places])
+    # Of some genera that the references have the heads know nothing, and queries are of these, too.
+    genus = paths[rows, GENUS]
+    learnt = np.isin(genus, namer.decoder.class_nodes(GENUS))
+    learnt &= ~np.isin(genus, paths[held[first_new <= GENUS], GENUS])
+    named = ~namer.nameless[GENUS][genus]
+    unknown = 1 - float(learnt[named].mean()) if named.any() else 0.0
+    jobs = choose_jobs(held, paths, num_trials, first_new, unknown)
+    return without_species(jobs, rows, paths, namer.nameless[SPECIES], rng)
 
 
 def _try_references(

@@ -39,7 +39,11 @@ def like_queries(
 
 
 def choose_jobs(
-    rows: np.ndarray, taxa: np.ndarray, num_trials: int, first_new: np.ndarray | None = None
+    rows: np.ndarray,
+    taxa: np.ndarray,
+    num_trials: int,
+    first_new: np.ndarray | None = None,
+    unknown: float = 0.0,
 ) -> list[tuple[int, int]]:
     """Which sequence to leave out, and with which rank's taxon.
 
@@ -52,6 +56,7 @@ def choose_jobs(
         num_trials: at most.
         first_new: (rows,) of `first_new_rank`: a sequence that is new to the heads from a rank
             down is left out with the taxon of that rank only.
+        unknown: share of those left out alone that are to be of genera that are new to the heads.
     """
     if first_new is None:
         first_new = np.full(len(rows), SPECIES + 1)
@@ -63,13 +68,22 @@ def choose_jobs(
         counts[RANKS.index(name)] = num_higher * times // (len(HIGHER_SHARES) + 1)
     jobs = []
     for rank, count in counts.items():
-        some = rows[first_new > GENUS]
-        if rank != ALONE:
+        if rank == ALONE:
+            some = _mixed(rows[first_new > GENUS], rows[first_new <= GENUS], unknown, count)
+        else:
             new = rows[first_new == rank]
-            some = new if len(new) >= FEWEST_NEW else some
+            some = new if len(new) >= FEWEST_NEW else rows[first_new > GENUS]
             some = some[_in_turn(taxa[some, rank])]
         jobs += [(int(row), rank) for row in some[:count]]
     return jobs
+
+
+def _mixed(known: np.ndarray, new: np.ndarray, share: float, count: int) -> np.ndarray:
+    """At most `count` rows, of which a share is new, or less where there are not as many."""
+    if share < 1:
+        count = min(count, round(len(known) / (1 - share)))
+    num_new = min(round(share * count), len(new))
+    return np.concatenate([new[:num_new], known[: count - num_new]])
 
 
 def first_new_rank(classes: np.ndarray) -> np.ndarray:
