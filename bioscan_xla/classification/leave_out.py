@@ -170,8 +170,10 @@ def _new_to_heads(classes: np.ndarray) -> np.ndarray:
     first_new = first_new_rank(classes)
     if (first_new == GENUS).sum() < FEWEST_NEW:
         log.warning(
-            "the model was trained on every genus, so what it says of unknown ones is estimated by "
-            "taking genera out of its heads; fine-tune with --novel-rank genus to have it measured"
+            "fewer than %d held-out sequences are of genera that the model was not trained on, so "
+            "what its heads say of unknown genera is estimated by taking genera out of them; "
+            "fine-tune with --novel-rank genus to have it measured",
+            FEWEST_NEW,
         )
     return first_new
 
