@@ -59,6 +59,7 @@ def running(**options):
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
     thread.start()
     try:
+        until(lambda: server.started, 60)  # bound is not yet listening
         yield Running(service, listening.getsockname()[1])
     finally:
         server.should_exit = True

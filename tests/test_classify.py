@@ -293,6 +293,28 @@ def test_a_genus_that_is_alone_is_not_given_to_everything(tmp_path, caplog):
     assert "there the precision could not be tested" in page
 
 
+def test_of_two_names_that_fit_equally_well_neither_is_sure(data, tmp_path):
+    """Labels that contradict each other are not among the trials, so calibration cannot know."""
+    rows = pq.read_table(data[0] / "reference.parquet").to_pylist()
+    doubled, other = rows[:4], rows[-1]  # all of one species; one of another order
+    copies = [
+        row | {rank: other[rank] for rank in RANKS[3:]} | {"sequence_id": f"copy{at}"}
+        for at, row in enumerate(doubled)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows + copies), tmp_path / "reference.parquet")
+    texts = [f">{row['sequence_id']}\n{row['dna_sequence']}\n" for row in doubled + rows[40:44]]
+    (tmp_path / "q.fasta").write_text("".join(texts))
+    run_classification_pipeline(
+        str(tmp_path / "q.fasta"), str(tmp_path / "reference.parquet"), str(tmp_path / "out")
+    )
+    found = list(read_rows(tmp_path / "out"))
+    for row in found[:4]:
+        assert (row["tied_rank"], row["assigned_rank"]) == ("order", "class")
+        assert row["confidence_class"] > 0.9
+        assert all(row[f"confidence_{rank}"] <= 0.5 for rank in RANKS[3:])
+    assert all(row["species"] for row in found[4:])
+
+
 def test_config_error_is_a_config_error():
     with pytest.raises(ConfigError, match="no reference given"):
         run_classification_pipeline("x.fasta", "", "out")

@@ -34,14 +34,17 @@ def counted(folder):
     }
 
 
-def test_without_the_counts_of_before_nothing_of_them_is_left(data, again, tmp_path):
+def test_without_the_counts_of_before_nothing_of_them_is_left(data, again, tmp_path, caplog):
     output = tmp_path / "out"
     again(**counted(data[0]))
     assert (output / "dwca.zip").is_file()
+    assert "this run has no" not in caplog.text
     again(table=counted(data[0])["table"])
+    assert "as this run has no --samples: dwca.zip. Run again with it" in caplog.text
     assert not (output / "dwca.zip").exists()
     assert (output / "table.biom").is_file()
     again()
+    assert "as this run has no --table: table.biom, phyloseq. Run again" in caplog.text
     assert not (output / "table.biom").exists()
     assert not (output / "phyloseq").exists()
     columns = ["reads", "num_samples", "control_reads"]
@@ -57,6 +60,15 @@ def test_counts_that_fit_nothing_leave_no_files_of_other_counts(data, again, tmp
     left = {path.name for path in (tmp_path / "out").iterdir()}
     assert "classified.parquet" in left
     assert not left & {"table.biom", "phyloseq", "dwca.zip", "report.html", "run.json"}
+
+
+def test_reads_of_sequences_that_have_no_name_are_told(data, again, tmp_path, caplog):
+    (tmp_path / "counts.tsv").write_text("#OTU ID\tA\nq0\t3\nbad\t40\nnobody\t5\n")
+    again(table=str(tmp_path / "counts.tsv"))
+    told = "no named sequence: 2 of 3, such as 'bad', with 45 of 48 reads"
+    assert told in caplog.text
+    assert "bad" in (tmp_path / "out/phyloseq/otu_table.tsv").read_text()
+    assert (tmp_path / "out/krona.txt").read_text().startswith("3\t")
 
 
 def test_another_column_of_the_input_is_another_input(data, again, tmp_path):

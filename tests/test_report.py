@@ -322,7 +322,7 @@ def test_browser_shows_it(kind, tmp_path):
 
 
 def test_the_first_sentence_claims_no_precision_that_nothing_reached():
-    assert "about 95 % of the names" in page_data(summarise(rows()), RUN)["lede"]
+    assert "at least 95 % of the names" in page_data(summarise(rows()), RUN)["lede"]
     never = RUN | {"thresholds": dict.fromkeys(RANKS)}
     assert "so that no name is kept" in page_data(summarise(rows()), never)["lede"]
     alone = RUN | {"untested_ranks": ["family", "genus"]}

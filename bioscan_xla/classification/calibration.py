@@ -20,6 +20,7 @@ from ..reads.lineages import RANKS
 from .evidence import RANK_FEATURES
 from .logistic import FEWEST_OF_A_KIND, FEWEST_TRIALS, Logistic, fit_logistic
 
+_TIED_OTHERS = RANK_FEATURES.index("tied_others")
 GENUS = RANKS.index("genus")
 ALONE = len(RANKS)
 """In place of the rank that was left out whole: the sequence alone was."""
@@ -39,6 +40,8 @@ IDENTITY_CURVES = {
 sequences lack their taxon. For ranks of which a reference has one taxon only, which cannot be left
 out. Fitted on the left-out trials of 12S of fishes and COI of annelids, three splits each."""
 
+ENOUGH_TRIALS = 500
+"""From which the precision can be relied on."""
 _NEVER = 2.0  # a threshold that no confidence reaches
 _ERRORS = 1.64  # standard errors that leave a chance of 5 %
 _LEAST_THRESHOLD = 0.7  # names that are this unsure are not kept, however right the others are
@@ -138,6 +141,11 @@ class Calibration:
     untested: Mapping[int, tuple[float, float]] = field(default_factory=dict)
     has_heads: bool = False
 
+    @property
+    def has_few_trials(self) -> bool:
+        """True where it is calibrated, and the precision may not hold all the same."""
+        return 0 < self.num_trials < ENOUGH_TRIALS
+
     def confidences(self, features: np.ndarray, named: np.ndarray) -> np.ndarray:
         """Confidence at each rank, NaN where there is no name, (rows, ranks).
 
@@ -150,6 +158,7 @@ class Calibration:
         for rank, model in enumerate(self.confidence):
             values = _probability(model, features[:, rank], default=_agreement(features[:, rank]))
             values = np.minimum(values, self._by_identity(features[:, rank], rank))
+            values = np.minimum(values, 1 - features[:, rank, _TIED_OTHERS])
             above = np.where(named[:, rank], np.minimum(values, above), above)
             result[named[:, rank], rank] = above[named[:, rank]]
         return result

@@ -61,6 +61,12 @@ class Hits:
         """(hits,) of the query."""
         return np.array([hit.coverage for hit in self.aligned], float)
 
+    @property
+    def tied(self) -> np.ndarray:
+        """(hits,) True for those that are aligned as well as the first, itself included."""
+        fits = [(hit.identity, hit.coverage) for hit in self.aligned]
+        return np.array([fit == fits[0] for fit in fits], bool)
+
     def features(self) -> np.ndarray:
         """What votes are weighed by, (hits, features) in the order of `HIT_FEATURES`."""
         columns = np.array([hit.columns for hit in self.aligned], float)
@@ -186,6 +192,7 @@ RANK_FEATURES = (
     "coverage",
     "evidence",
     "head",
+    "tied_others",
 )
 
 
@@ -234,5 +241,35 @@ def rank_features(
             coverage[at] if at is not None else 0.0,
             len(identity) / max(hits.num_candidates, 1),
             np.log(probability / (1 - probability)),
+            _tied_others(tree.paths[:, rank], nameless[rank], hits, leaves, decision, rank),
         )
+    return result
+
+
+def _tied_others(
+    nodes: np.ndarray,
+    nameless: np.ndarray,
+    hits: Hits,
+    leaves: np.ndarray,
+    decision: Decision,
+    rank: int,
+) -> float:
+    """Share of what fits as well as the decision and has another name at a rank.
+
+    0 where another taxon fits better than the decision: then there is no tie to speak of.
+
+    Args:
+        nodes: (leaves of the tree,) of the rank.
+        nameless: of the rank.
+        hits: of the query.
+        leaves: (hits,) leaf of each.
+        decision: the path that was taken.
+        rank: the rank.
+    """
+    result = 0.0
+    for tied in (nodes[leaves[hits.tied]], np.unique(nodes[list(decision.equal)])):
+        named = tied[~nameless[tied]]
+        own = (named == decision.path[rank]).sum()
+        if own:
+            result = max(result, 1 - own / len(named))
     return result

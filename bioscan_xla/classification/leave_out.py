@@ -31,7 +31,7 @@ from .trial_jobs import (
 
 log = logging.getLogger(__name__)
 
-RULES = 14
+RULES = 15
 """Counts up when evidence, features or votes change: kept trials are then run again, and results of
 other rules are not added to."""
 
@@ -183,23 +183,31 @@ def _held_out_shares(namer: Namer, rows: np.ndarray) -> dict[int, list[np.ndarra
     if namer.heads is None:
         return {}
     heldout = namer.heads.heldout
-    found = {}
+    places = np.zeros(0, np.int64)
     if heldout is not None:
         places = heldout.places([namer.reference.sequences[row] for row in rows])
-        for row, place in zip(rows[places >= 0], places[places >= 0], strict=True):
-            found[int(row)] = [
-                shares[0] for shares in namer.heads.probabilities(heldout.vectors[[place]])
-            ]
-    if len(found) >= _FEWEST_REFERENCES:
-        return found
-    log.warning(
-        "%d of the references are known not to have been trained on; calibrating heads needs %d. "
-        "Confidence is calibrated as if the heads said nothing; --method neighbours is safer, or "
-        "fine-tune with a larger --eval-fraction",
-        len(found),
-        _FEWEST_REFERENCES,
-    )
-    return {}
+    num_known = 0 if heldout is None else _num_of_known_genera(heldout.classes[places[places >= 0]])
+    if heldout is None or num_known < _FEWEST_REFERENCES:
+        log.warning(
+            "%d of the references are known not to have been trained on and of a genus that was; "
+            "calibrating heads needs %d. Confidence is calibrated as if the heads said nothing; "
+            "--method neighbours is safer, or fine-tune with a larger --eval-fraction",
+            num_known,
+            _FEWEST_REFERENCES,
+        )
+        return {}
+    return {
+        int(row): [shares[0] for shares in namer.heads.probabilities(heldout.vectors[[place]])]
+        for row, place in zip(rows[places >= 0], places[places >= 0], strict=True)
+    }
+
+
+def _num_of_known_genera(classes: np.ndarray) -> int:
+    """How many held-out sequences are like queries whose genus the heads know.
+
+    Those of new genera, however many, do not tell how often the others are named right.
+    """
+    return int((first_new_rank(classes) > GENUS).sum())
 
 
 def _try_heads(namer: Namer, num_trials: int, rng: np.random.Generator) -> Trials | None:
@@ -207,11 +215,13 @@ def _try_heads(namer: Namer, num_trials: int, rng: np.random.Generator) -> Trial
     assert namer.heads is not None
     assert namer.decoder is not None
     heads, decoder, held = namer.heads, namer.decoder, namer.heads.heldout
-    if held is None or len(held.vectors) < _FEWEST_REFERENCES:
+    num_known = 0 if held is None else _num_of_known_genera(held.classes)
+    if held is None or num_known < _FEWEST_REFERENCES:
         log.warning(
-            "the model keeps %d held-out sequences; calibration needs %d. Confidence is the heads' "
-            "own probability, which is not calibrated; fine-tune with a larger --eval-fraction",
-            0 if held is None else len(held.vectors),
+            "the model keeps %d held-out sequences of genera that it was trained on; calibration "
+            "needs %d. Confidence is the heads' own probability, which is not calibrated; "
+            "fine-tune with a larger --eval-fraction",
+            num_known,
             _FEWEST_REFERENCES,
         )
         return None

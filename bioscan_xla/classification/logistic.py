@@ -13,6 +13,10 @@ import numpy as np
 
 from .evidence import RANK_FEATURES
 
+_IDENTITY = RANK_FEATURES.index("identity")
+_NOT_FITTED = ("identity", "tied_others")  # cut at the knots; a limit of the confidence
+_OTHERS = [at for at, name in enumerate(RANK_FEATURES) if name not in _NOT_FITTED]
+
 _KNOTS = (0.0, 0.75, 0.85, 0.90, 0.97, 1.0)  # the log-odds are linear in identity between them
 _DIRECTIONS = {"mismatches": -1, "log_length": 0, "evidence": 0}  # all others 1
 _PENALTY = 1.0  # of the squared coefficients, against the log-likelihood of one trial
@@ -88,16 +92,15 @@ _BOUNDS = {1: (0.0, None), 0: (None, None), -1: (None, 0.0)}
 
 def _inputs(features: np.ndarray) -> np.ndarray:
     """Features with identity cut at the knots, so that each part has its slope."""
-    at = RANK_FEATURES.index("identity")
-    identity = features[:, at]
+    identity = features[:, _IDENTITY]
     parts = [np.clip(identity, low, high) - low for low, high in pairwise(_KNOTS)]
-    return np.column_stack([*parts, np.delete(features, at, axis=1)])
+    return np.column_stack([*parts, features[:, _OTHERS]])
 
 
 def _input_directions() -> list[int]:
     """1 where an input may only raise the probability of a name, -1 lower, 0 both."""
-    others = [name for name in RANK_FEATURES if name != "identity"]
-    return [1] * (len(_KNOTS) - 1) + [_DIRECTIONS.get(name, 1) for name in others]
+    others = [_DIRECTIONS.get(RANK_FEATURES[at], 1) for at in _OTHERS]
+    return [1] * (len(_KNOTS) - 1) + others
 
 
 def _sigmoid(scores: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..options import ClassifyConfig
 from ..reads.lineages import RANKS
-from .calibration import Calibration, calibrate
+from .calibration import ENOUGH_TRIALS, Calibration, calibrate
 from .evidence import NO_HITS
 from .heads import check_names, load_heads
 from .leave_out import kept_trials
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from ..encode.encoder import Encoder
 
 log = logging.getLogger(__name__)
-
-_ENOUGH_TRIALS = 500
 
 
 @dataclass(frozen=True)
@@ -106,15 +104,19 @@ def calibrate_namer(config: ClassifyConfig, namer: Namer) -> Calibration:
             "Confidence there is what such an identity gave in other references; add relatives",
             " and one ".join(ranks),
         )
-    if trials is not None and 0 < calibration.num_trials < _ENOUGH_TRIALS:
-        raised = config.num_trials < _ENOUGH_TRIALS
+    if calibration.has_few_trials:
+        remedy = "A larger reference would allow more"
+        if calibration.has_heads:
+            remedy = "Fine-tuning with a larger --eval-fraction would allow more"
+        if config.num_trials < ENOUGH_TRIALS:
+            remedy = "Raise --num-trials"
         log.warning(
             "confidence rests on %d left-out sequences only; below %d the precision of %g may not "
             "hold. %s",
             calibration.num_trials,
-            _ENOUGH_TRIALS,
+            ENOUGH_TRIALS,
             config.precision,
-            "Raise --num-trials" if raised else "A larger reference would allow more",
+            remedy,
         )
     return calibration
 

@@ -184,11 +184,8 @@ def _describe_ties(item: Named, reference: Reference) -> dict:
     tree = reference.tree
     own = tree.names_along(item.decision.path)
     leaves = set(item.decision.equal)
-    deciding = [] if item.by_heads else zip(item.hits.numbers, item.hits.aligned, strict=True)
-    for number, hit in deciding:
-        first = item.hits.aligned[0]
-        if (hit.identity, hit.coverage) == (first.identity, first.coverage):
-            leaves.add(int(reference.leaves[number]))
+    if not item.by_heads:
+        leaves.update(reference.leaves[item.hits.numbers[item.hits.tied]].tolist())
     others = sorted({tree.lineage(leaf) for leaf in leaves} - {own}, key=lineage_text)
     # One that knows fewer ranks is no other taxon.
     others = [

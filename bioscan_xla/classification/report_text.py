@@ -36,8 +36,8 @@ def lede_text(overview: Overview, run: Mapping[str, Any]) -> str:
     elif run["calibration_trials"]:
         left_out = "sequences that it was not trained on" if heads else "left-out references"
         told += (
-            f". Lineages are cut so that about {run['options']['precision']:.0%} of the names at "
-            f"each rank were right in a test on {run['calibration_trials']:,} {left_out}."
+            f". Lineages are cut so that at least {run['options']['precision']:.0%} of the names "
+            f"at each rank were right in a test on {run['calibration_trials']:,} {left_out}."
         )
         told += _untested_text(run)
     else:
@@ -48,8 +48,10 @@ def lede_text(overview: Overview, run: Mapping[str, Any]) -> str:
 def _untested_text(run: Mapping[str, Any]) -> str:
     """What the precision does not apply to."""
     told = ""
+    if run.get("few_trials"):
+        told += " These are few, and the precision may not hold."
     if run.get("heads_not_calibrated"):
-        told = (
+        told += (
             " The heads took no part in that test, as too few sequences are known that they were "
             "not trained on."
         )

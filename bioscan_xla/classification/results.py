@@ -32,6 +32,8 @@ from .samples import Sample, read_samples
 
 log = logging.getLogger(__name__)
 
+_KEYS = ["sequence_id", "dna_sequence"]
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -119,8 +121,17 @@ def _without_counts(rows: pa.Table) -> pa.Table:
     return rows
 
 
-def _remove_earlier(folder: Path) -> None:
+def _remove_earlier(folder: Path, config: ClassifyConfig) -> None:
     """Remove what an earlier run wrote and this one may not write: it would contradict the rest."""
+    needs = {"table.biom": config.table, "phyloseq": config.table, "dwca.zip": config.samples}
+    gone = [name for name, given in needs.items() if not given and (folder / name).exists()]
+    if gone:
+        log.warning(
+            "removed from %s, as this run has no %s: %s. Run again with it to write them anew",
+            folder,
+            "--samples" if config.table else "--table",
+            ", ".join(gone),
+        )
     for name in ("table.biom", "dwca.zip", "report.html", "run.json"):
         (folder / name).unlink(missing_ok=True)
     shutil.rmtree(folder / "phyloseq", ignore_errors=True)
@@ -140,7 +151,7 @@ def write_results(
         InputError: the count table has none of the input's ids; the names are written before.
     """
     folder = Path(config.output)
-    _remove_earlier(folder)
+    _remove_earlier(folder, config)
     result: dict[str, Any] = {"classified": journal.join(_completion(sampling))}
     label = " ".join(
         part
@@ -189,8 +200,16 @@ def _check_matches(folder: Path, table: str, counts: Counts, matched: int, total
         raise _no_match(folder, table, counts)
     rows = len(counts.ids)
     if matched < rows:
+        lost = np.setdiff1d(np.arange(rows), _matched_rows(folder, counts))
         log.warning(
-            "rows of %s that match no sequence of the input: %d of %d", table, rows - matched, rows
+            "rows of %s that match no named sequence: %d of %d, such as %r, with %d of %d reads. "
+            "In table.biom and phyloseq they have no lineage; they are in no other file",
+            table,
+            len(lost),
+            rows,
+            counts.ids[lost[0]],
+            counts.matrix[lost].sum(),
+            counts.matrix.sum(),
         )
     if matched < total:
         log.warning(
@@ -199,6 +218,14 @@ def _check_matches(folder: Path, table: str, counts: Counts, matched: int, total
             total - matched,
             total,
         )
+
+
+def _matched_rows(folder: Path, counts: Counts) -> list[int]:
+    """Rows of the counts that belong to a named sequence."""
+    places = counts.rows()
+    keys = ((row["sequence_id"], row["dna_sequence"]) for row in read_rows(folder, _KEYS))
+    found = (places.get(name, places.get(sequence)) for name, sequence in keys)
+    return [at for at in found if at is not None]
 
 
 def _no_match(folder: Path, table: str, counts: Counts) -> InputError:

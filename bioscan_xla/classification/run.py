@@ -121,6 +121,7 @@ def _describe(
         "model": dict(encoder.fingerprint) if encoder else None,
         "method": method_text(config, encoder),
         "calibration_trials": calibration.num_trials,
+        "few_trials": calibration.has_few_trials,
         "heads_not_calibrated": config.method == "both"
         and calibration.num_trials > 0
         and not calibration.has_heads,

@@ -157,7 +157,10 @@ class Guard:
             )
         if not self._service.is_loaded:
             raise Refused(
-                503, "loading", "the models are still being loaded", retry_after_seconds=5
+                503,
+                "loading",
+                "the models are still being loaded; try again in some seconds",
+                retry_after_seconds=5,
             )
 
     async def _read(
