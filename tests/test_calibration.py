@@ -88,6 +88,19 @@ def test_confidence_is_the_share_of_right_names_and_never_rises(novel_share):
     assert given.mean() <= 0.06
 
 
+def test_a_name_is_no_surer_than_its_share_of_what_fits_equally_well():
+    """However sure the trials, which have no contradicting labels, make it."""
+    rng = np.random.default_rng(4)
+    fitted = calibrate(made_up(rng, 2000, 0.05), novel_share=0.05, precision=0.95)
+    queries = made_up(rng, 200, 0.05)
+    free = fitted.confidences(queries.features, queries.named)
+    assert np.nanmax(free[:, -1]) > 0.9
+    queries.features[:, GENUS, RANK_FEATURES.index("tied_others")] = 0.25
+    tied = fitted.confidences(queries.features, queries.named)
+    np.testing.assert_array_equal(tied[:, :GENUS], free[:, :GENUS])
+    np.testing.assert_allclose(tied[:, GENUS:], np.minimum(free[:, GENUS:], 0.75))
+
+
 def test_where_every_name_may_be_kept_the_threshold_is_the_least():
     trials = made_up(np.random.default_rng(6), 2000, 0.0)
     right = trials.correct.copy()

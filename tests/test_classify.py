@@ -14,11 +14,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from bioscan_xla import run_classification_pipeline
+from bioscan_xla.classification.evidence import RANK_FEATURES
 from bioscan_xla.classification.journal import Journal, read_rows
 from bioscan_xla.classification.kmers import reverse_complement
+from bioscan_xla.classification.opening import open_namer
 from bioscan_xla.classification.record import SCHEMA
 from bioscan_xla.classify import main
 from bioscan_xla.errors import BioscanError, ConfigError, InputError
+from bioscan_xla.options import ClassifyConfig
 from bioscan_xla.reads.lineages import RANKS
 
 from .cruise import mutate
@@ -304,9 +307,13 @@ def test_of_two_names_that_fit_equally_well_neither_is_sure(data, tmp_path):
     pq.write_table(pa.Table.from_pylist(rows + copies), tmp_path / "reference.parquet")
     texts = [f">{row['sequence_id']}\n{row['dna_sequence']}\n" for row in doubled + rows[40:44]]
     (tmp_path / "q.fasta").write_text("".join(texts))
-    run_classification_pipeline(
-        str(tmp_path / "q.fasta"), str(tmp_path / "reference.parquet"), str(tmp_path / "out")
-    )
+    files = {"input": str(tmp_path / "q.fasta"), "reference": str(tmp_path / "reference.parquet")}
+    _, namer = open_namer(ClassifyConfig(**files, output="unused"))
+    for row, share in ((doubled[0], 0.5), (rows[40], 0.0)):
+        named = namer.name(row["dna_sequence"])
+        assert named.features[3:, RANK_FEATURES.index("tied_others")].tolist() == [share] * 4
+        assert named.features[2, RANK_FEATURES.index("tied_others")] == 0
+    run_classification_pipeline(**files, output=str(tmp_path / "out"))
     found = list(read_rows(tmp_path / "out"))
     for row in found[:4]:
         assert (row["tied_rank"], row["assigned_rank"]) == ("order", "class")
