@@ -22,7 +22,7 @@ demo: $(VENV)/installed
 	@echo "    $(BIN)/python -m bioscan_xla.search --db demo/embeddings.db demo/query.fasta -k 3"
 
 test: $(VENV)/installed-test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

@@ -23,6 +23,12 @@ from .cruise import data, done  # noqa: F401
 ROOT = Path(__file__).parents[1]
 
 
+def pytest_collection_modifyitems(items):
+    """Files with slow tests first, so that no process waits for another's at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 def run_python(*words, env=None, check=True, **options):
     """Run a Python command in a process of its own."""
     result = subprocess.run(

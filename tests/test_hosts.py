@@ -92,7 +92,7 @@ def start(options, **environment):
 def end(*processes):
     results = []
     for process in processes:
-        output, errors = process.communicate(timeout=300)
+        output, errors = process.communicate(timeout=1200)
         assert process.returncode == 0, errors
         results.append(json.loads(output.splitlines()[-1]))
     return results

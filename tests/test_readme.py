@@ -16,6 +16,8 @@ from bioscan_xla.reads.lineages import RANKS
 
 from .conftest import ROOT, run_python
 
+pytestmark = pytest.mark.slow
+
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCKS = re.findall(r"```\w*\n(.*?)```", "\n".join(page.read_text() for page in PAGES), re.DOTALL)
 NOT_RUN = (

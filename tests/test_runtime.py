@@ -56,6 +56,7 @@ def test_sharding_needs_a_mesh():
         shard_parameters(open_device("cpu"), torch.nn.Linear(2, 2))
 
 
+@pytest.mark.slow
 @pytest.mark.xla
 @needs_xla
 @pytest.mark.parametrize(

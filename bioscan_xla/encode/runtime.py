@@ -29,6 +29,7 @@ from .peaks import TPU_NAMES, TPU_PEAK_FLOPS
 
 log = logging.getLogger(__name__)
 
+_SLOW_FLOPS = 20e9  # a large product would take a second; some CPUs lack a type
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "int8": torch.float32}
 """Type of weights and activations by name; with int8, of all but the linear layers."""
 
@@ -288,7 +289,14 @@ def peak_flops(device: Device) -> float | None:
             return None
         longest = max(names, key=len)
         return TPU_PEAK_FLOPS[TPU_NAMES.get(longest, longest)] * device.num_devices
-    size = 2048 if device.kind == "cpu" else 8192
+    small = _flops_of_product(device, 512)
+    if device.kind == "cpu" and small < _SLOW_FLOPS:
+        return small
+    return _flops_of_product(device, 2048 if device.kind == "cpu" else 8192)
+
+
+def _flops_of_product(device: Device, size: int) -> float:
+    """FLOP/s of the best of four products of square matrices."""
     # A separate generator: dropout must not depend on whether this was called.
     random = torch.Generator(device.torch_device).manual_seed(0)
     a = torch.randn(size, size, dtype=device.dtype, device=device.torch_device, generator=random)
