@@ -75,7 +75,12 @@ def serve(config: ServeConfig) -> int:
         timeout_graceful_shutdown=_LAST_SECONDS,
     )
     port = listening.getsockname()[1]
-    log.info("listening at http://%s:%d (pages: /docs, /metrics)", config.host, port)
+    log.info(
+        "listening at http://%s:%d (pages: /docs, /metrics); answers come once the models are "
+        "loaded",
+        config.host,
+        port,
+    )
     loading = threading.Thread(target=service.load, name="loading", daemon=True)
     loading.start()
     Server(options, service).run(sockets=[listening])
