@@ -33,7 +33,9 @@ def distinct_words(sequence: str) -> np.ndarray:
         part = letters[place : place + length]
         words = words * 4 + (part & 3)
         bad |= part > 3
-    return np.unique(words[~bad])
+    found = np.zeros(4**WORD_BP, bool)  # several times as fast as sorting them
+    found[words[~bad]] = True
+    return np.flatnonzero(found).astype(np.int32)
 
 
 class KmerIndex:

@@ -18,7 +18,7 @@ from .calibration import ENOUGH_TRIALS, Calibration, calibrate
 from .evidence import NO_HITS
 from .heads import check_names, load_heads
 from .leave_out import kept_trials
-from .naming import Named, Namer
+from .naming import Named, Namer, in_threads
 from .reference import load_reference
 from .vectors import cache_folder, prepare_vectors
 
@@ -155,7 +155,7 @@ def name_sequences(
         What was decided for each, and the vectors, (sequences, hidden).
     """
     distinct = list(dict.fromkeys(sequences))
-    oriented = [namer.orient(sequence, strand) for sequence in distinct]
+    oriented = list(in_threads(lambda sequence: namer.orient(sequence, strand), distinct))
     texts, strands = [text for text, _ in oriented], [taken for _, taken in oriented]
     vectors = embed(texts) if embed is not None and distinct else None
     broken = np.zeros(len(distinct), bool)

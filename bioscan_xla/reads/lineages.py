@@ -4,6 +4,7 @@ Input: FASTA headers, taxonomy strings, names. Output: a `Lineage`, one name or 
 Invariants: text that names no taxon ("uncultured", "sp.") is never taken for a name.
 """
 
+import functools
 import re
 from collections.abc import Iterable, Sequence
 
@@ -23,6 +24,7 @@ _NO_NAME = re.compile(
 )
 
 
+@functools.lru_cache(maxsize=1 << 16)
 def known_name(text: str | None) -> str | None:
     """A taxon's name, or None where the text names no taxon.
 
