@@ -323,6 +323,8 @@ def test_browser_shows_it(kind, tmp_path):
 
 def test_the_first_sentence_claims_no_precision_that_nothing_reached():
     assert "at least 95 % of the names" in page_data(summarise(rows()), RUN)["lede"]
+    few = page_data(summarise(rows()), RUN | {"few_trials": True})
+    assert "These are few, and the precision may not hold." in few["lede"]
     never = RUN | {"thresholds": dict.fromkeys(RANKS)}
     assert "so that no name is kept" in page_data(summarise(rows()), never)["lede"]
     alone = RUN | {"untested_ranks": ["family", "genus"]}
