@@ -217,6 +217,7 @@ def rank_features(
     identity, coverage, head = hits.identity, hits.coverage, decision.head
     result = np.zeros((len(RANKS), len(RANK_FEATURES)))
     lowest = identity.min() if len(identity) else 0.0
+    tied, equal = tree.paths[leaves[hits.tied]], tree.paths[list(decision.equal)]
     for rank in range(len(RANKS)):
         nodes = tree.paths[leaves, rank]
         own = np.flatnonzero(nodes == decision.path[rank])
@@ -241,35 +242,24 @@ def rank_features(
             coverage[at] if at is not None else 0.0,
             len(identity) / max(hits.num_candidates, 1),
             np.log(probability / (1 - probability)),
-            _tied_others(tree.paths[:, rank], nameless[rank], hits, leaves, decision, rank),
+            max(
+                _others(tied[:, rank], nameless[rank], decision.path[rank]),
+                _others(np.unique(equal[:, rank]), nameless[rank], decision.path[rank]),
+            ),
         )
     return result
 
 
-def _tied_others(
-    nodes: np.ndarray,
-    nameless: np.ndarray,
-    hits: Hits,
-    leaves: np.ndarray,
-    decision: Decision,
-    rank: int,
-) -> float:
-    """Share of what fits as well as the decision and has another name at a rank.
+def _others(nodes: np.ndarray, nameless: np.ndarray, own: int) -> float:
+    """Share of equally good names of a rank that are not the decision's.
 
-    0 where another taxon fits better than the decision: then there is no tie to speak of.
+    0 where the decision is not among them: what another taxon fits better is no tie.
 
     Args:
-        nodes: (leaves of the tree,) of the rank.
+        nodes: of the rank, one for each that is as good.
         nameless: of the rank.
-        hits: of the query.
-        leaves: (hits,) leaf of each.
-        decision: the path that was taken.
-        rank: the rank.
+        own: node of the decision.
     """
-    result = 0.0
-    for tied in (nodes[leaves[hits.tied]], np.unique(nodes[list(decision.equal)])):
-        named = tied[~nameless[tied]]
-        own = (named == decision.path[rank]).sum()
-        if own:
-            result = max(result, 1 - own / len(named))
-    return result
+    named = nodes[~nameless[nodes]]
+    same = (named == own).sum()
+    return 1 - same / len(named) if same else 0.0
