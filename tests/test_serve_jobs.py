@@ -1,6 +1,9 @@
 """Background jobs of the server: files below allowed folders, resumed after a restart."""
 
+import errno
 import json
+import os
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -157,6 +160,53 @@ def test_a_server_that_ends_leaves_its_job_to_the_next(model_folder, data, tmp_p
     assert json.loads(described.read_text())["status"] == "queued"
     with running(model=model_folder, name="renamed", **jobs) as it:
         assert ended(it.client, job)["status"] == "completed"  # the same model
+
+
+def test_clients_see_what_a_restart_would_find(model_folder, data, tmp_path, monkeypatch):
+    """A state is on disk before anybody is told of it."""
+    told, kept = [], os.replace
+
+    def seen(source, target):
+        path = Path(target)
+        if path.name.startswith("job_") and path.exists():
+            on_disk = json.loads(path.read_text())
+            answer = service.jobs.find(path.stem).answer
+            told.append({key: answer[key] for key in on_disk} == on_disk)
+            told.append(on_disk["status"])
+        kept(source, target)
+
+    monkeypatch.setattr("bioscan_xla.serving.jobs.os.replace", seen)
+    jobs = {"job_roots": [str(data)], "jobs_folder": str(tmp_path / "jobs")}
+    body = {"kind": "embed", "input": str(data), "output": str(data / "vectors.db")}
+    with running(model=model_folder, **jobs) as it:
+        service = it.service
+        ended(it.client, it.post("jobs", **body).json()["id"])
+    assert told == [True, "queued", True, "running"]
+
+
+def test_a_job_is_done_though_its_state_cannot_be_noted(
+    model_folder, data, tmp_path, monkeypatch, caplog
+):
+    """A full disk of the jobs folder neither ends the job nor those that wait."""
+
+    def full(source, target):
+        if json.loads(Path(source).read_text())["status"] != "queued":
+            raise OSError(errno.ENOSPC, "No space left on device", str(target))
+        kept(source, target)
+
+    kept = os.replace
+    monkeypatch.setattr("bioscan_xla.serving.jobs.os.replace", full)
+    jobs = {"job_roots": [str(data)], "jobs_folder": str(tmp_path / "jobs")}
+    body = {"kind": "embed", "input": str(data), "output": str(data / "vectors.db")}
+    with running(model=model_folder, **jobs) as it:
+        for _ in range(2):
+            assert ended(it.client, it.post("jobs", **body).json()["id"])["status"] == "completed"
+    assert "completed is not noted ([Errno 28] No space left" in caplog.text
+    monkeypatch.undo()
+    with running(model=model_folder, **jobs) as it:
+        for job in it.client.get("/v1/jobs").json()["data"]:
+            assert ended(it.client, job["id"])["status"] == "completed"
+    assert len(rows(data / "vectors.db")[0]) == 60
 
 
 def test_a_damaged_description_is_named(model_folder, data, tmp_path):

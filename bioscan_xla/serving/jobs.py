@@ -1,8 +1,9 @@
 """Background jobs: files to embed or to name, one after another.
 
 Input: requests for jobs. Output: tables and folders, as embed and classify make them.
-Invariants: a job is described in a file before it is promised; its progress is in its own output,
-so that after a restart it goes on where that ends; requests of clients come first on the device.
+Invariants: a job is described in a file before it is promised, and what clients see of it is
+what the file says; its progress is in its own output, so that after a restart it goes on where
+that ends; requests of clients come first on the device.
 """
 
 import json
@@ -33,7 +34,7 @@ _MOST_WAITING = 100
 _KEPT = ("embeddings_generated", "total_rows", "classified", "named", "novel", "rejected")
 
 
-@dataclass
+@dataclass(frozen=True)
 class Description:
     """What is kept of a job.
 
@@ -115,10 +116,10 @@ class Jobs:
         self._folder.mkdir(parents=True, exist_ok=True)
         described = [_read(path) for path in self._folder.glob("job_*.json")]
         for told in sorted(described, key=lambda told: (told.created_at, told.id)):
-            job = self._jobs[told.id] = Job(told)
+            goes_on = told.status in ("queued", "running")
+            job = self._jobs[told.id] = Job(replace(told, status="queued") if goes_on else told)
             job.done = int(told.result.get("records_done", 0))
-            if told.status in ("queued", "running"):
-                told.status = "queued"
+            if goes_on:
                 self._waiting.put(job)
         self._thread = threading.Thread(target=self._run, name="jobs", daemon=True)
         self._thread.start()
@@ -149,7 +150,7 @@ class Jobs:
         name = f"job_{uuid.uuid4().hex}"
         now = int(time.time())
         job = Job(Description(name, request.kind, files, output, version.id, now))
-        self._write(job)
+        self._write(job.told)
         self._jobs[name] = job
         self._waiting.put(job)
         return job
@@ -201,24 +202,30 @@ class Jobs:
                 if job.told.status != "queued":
                     continue
                 self._settle(job, "running")
+            error: object = None
+            result: dict[str, Any] = {}
             try:
                 result = self._work(job)
-                status = "cancelled" if job.is_cancelled else "completed"
-                if job.stop.event.is_set() and not job.is_cancelled:
-                    status = "queued"  # the server ends; the next one goes on
-                job.told.result = {"records_done": job.done} | {
-                    key: result[key] for key in _KEPT if key in result
-                }
-                failure = result.get("failure")
-                if failure is not None:
-                    status, job.told.error = "failed", str(failure)
-            except (BioscanError, Refused) as error:
-                status, job.told.error = "failed", str(error)
-            except Exception as error:  # the server goes on
+                error = result.get("failure")
+            except (BioscanError, Refused) as refused:
+                error = refused
+            except Exception as unforeseen:  # the server goes on
                 log.exception("%s failed", job.told.id)
-                status, job.told.error = "failed", f"the server failed: {first_line(error)}"
+                error = f"the server failed: {first_line(unforeseen)}"
             with self._lock:
-                self._settle(job, status)
+                self._end(job, error, result)
+
+    def _end(self, job: Job, error: object, result: dict[str, Any]) -> None:
+        status = "cancelled" if job.is_cancelled else "completed"
+        if job.stop.event.is_set() and not job.is_cancelled:
+            status = "queued"  # the server ends; the next one goes on
+        outcome: dict[str, Any] = {}
+        if result:
+            figures = {key: result[key] for key in _KEPT if key in result}
+            outcome["result"] = {"records_done": job.done} | figures
+        if error is not None:
+            status, outcome["error"] = "failed", str(error)
+        self._settle(job, status, **outcome)
 
     def _work(self, job: Job) -> dict[str, Any]:
         version = self._version_of(job)
@@ -249,13 +256,22 @@ class Jobs:
                 "post the job again: it goes on where it stopped"
             ) from error
 
-    def _settle(self, job: Job, status: str) -> None:
-        job.told.status = status
-        log.info("%s (%s): %s", job.told.id, job.told.kind, status)
-        self._write(job)
+    def _settle(self, job: Job, status: str, **outcome: Any) -> None:
+        told = replace(job.told, status=status, **outcome)
+        try:
+            self._write(told)
+        except OSError as error:
+            log.warning(
+                "%s: %s is not noted (%s); after a restart it goes on from its own output",
+                told.id,
+                status,
+                error,
+            )
+        job.told = told
+        log.info("%s (%s): %s", told.id, told.kind, status)
 
-    def _write(self, job: Job) -> None:
-        path = self._folder / f"{job.told.id}.json"
+    def _write(self, told: Description) -> None:
+        path = self._folder / f"{told.id}.json"
         part = path.with_suffix(".part")
-        part.write_text(json.dumps(asdict(job.told), indent=1) + "\n", encoding="utf-8")
+        part.write_text(json.dumps(asdict(told), indent=1) + "\n", encoding="utf-8")
         os.replace(part, path)
