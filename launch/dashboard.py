@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.dataset as ds
 
 from bioscan_xla.classification.counts import Counts, read_counts
 from bioscan_xla.classification.journal import FILE as CLASSIFIED
+from bioscan_xla.classification.journal import read_records
 from bioscan_xla.classification.samples import read_samples
 from bioscan_xla.errors import BioscanError, InputError
 from bioscan_xla.reads.lineages import RANKS
@@ -121,9 +123,10 @@ def named_where(
     if samples is not None:
         counts = _counts_of(folder)
         columns = np.flatnonzero(np.isin(counts.samples, samples))
-        rows = np.flatnonzero(np.asarray(counts.matrix[:, columns].sum(1)).ravel())
-        ids = [counts.ids[row] for row in rows]  # ids, or sequences
-        condition &= ds.field("sequence_id").isin(ids) | ds.field("dna_sequence").isin(ids)
+        has_reads = np.asarray(counts.matrix[:, columns].sum(1)).ravel() > 0
+        row_of = counts.match(read_records(folder))
+        ids = [name for name, row in row_of.items() if has_reads[row]]
+        condition &= ds.field("sequence_id").isin(pa.array(ids, pa.string()))
     return condition
 
 

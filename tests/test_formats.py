@@ -1,8 +1,10 @@
 """Every output file of classify, by the reader of its own format."""
 
 import csv
+import re
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import biom
@@ -13,6 +15,7 @@ import pytest
 from bioscan_xla import run_classification_pipeline
 from bioscan_xla.classification.counts import read_counts
 from bioscan_xla.classification.formats import krona_path, qiime_taxon, sintax_line
+from bioscan_xla.classification.journal import read_rows
 from bioscan_xla.classification.kmers import reverse_complement
 from bioscan_xla.classification.samples import read_samples
 from bioscan_xla.errors import InputError
@@ -132,7 +135,16 @@ def test_dada2_table_is_turned_round(tmp_path):
     counts = read_counts(str(tmp_path / "seqtab.csv"))
     assert counts.samples == ["S1", "S2"]
     assert counts.matrix.toarray().tolist() == [[3, 1], [0, 2]]
-    assert counts.rows()[reverse_complement(other)] == 1
+    records = [("x", reverse_complement(other)), ("z", "ACGT"), ("w", sequence), ("v", sequence)]
+    assert counts.match(records) == {"x": 1, "w": 0}, "each row once"
+    assert counts.match([*records, ("y", other)]) == {"y": 1, "w": 0}, "as it was read first"
+    assert counts.match([*records, (other, other)]) == {other: 1, "w": 0}, "its id first"
+
+
+def test_a_table_that_is_not_utf8_is_named(tmp_path):
+    (tmp_path / "t.csv").write_bytes("ASV,Gro\u00dfe\na,3\n".encode("latin-1"))
+    with pytest.raises(InputError, match=r"t\.csv: is not UTF-8 text .*save it as"):
+        read_counts(str(tmp_path / "t.csv"))
 
 
 @pytest.mark.parametrize(
@@ -141,7 +153,8 @@ def test_dada2_table_is_turned_round(tmp_path):
         ("id\tS\na\t0.5\n", r"row 1 \(a\), column 'S': 0.5 is not a count"),
         ("id\tS\tT\na\t1\t2\nb\t1\t-4\n", r"row 2 \(b\), column 'T': -4 is not a count"),
         ("id\tS\na\tinf\n", "inf is not a count"),
-        ("id\tS\na\t1\na\t2\n", "twice"),
+        ("id\tS\na\t1\na\t2\n", "row 'a' occurs twice"),
+        ("id\tS\tS\na\t1\t2\n", "column 'S' occurs twice"),
         (">a\nACGT\n", "holds sequences, not counts"),
         ("id\na\nb\n", "has no column of counts"),
         ("", "is empty"),
@@ -173,6 +186,37 @@ def test_a_table_that_lies_on_its_side_is_told(data, tmp_path):
         )
 
 
+def test_strands_of_a_sequence_are_one_occurrence_and_no_read_counts_twice(data, tmp_path):
+    """DADA2 gives both strands of mixed reads a row each; a record may be there twice."""
+    folder, queries = data
+    one, other = queries[3][1], queries[7][1]
+    turned = reverse_complement(one)
+    records = {"one": one, "again": one, "turned": turned, "other": other}
+    (tmp_path / "asv.fasta").write_text("".join(f">{n}\n{s}\n" for n, s in records.items()))
+    (tmp_path / "t.tsv").write_text(f"id\tL1\tL3\n{one}\t5\t0\n{turned}\t7\t0\n{other}\t0\t3\n")
+    result = run_classification_pipeline(
+        str(tmp_path / "asv.fasta"),
+        str(folder / "reference.parquet"),
+        str(tmp_path / "out"),
+        table=str(tmp_path / "t.tsv"),
+        samples=[str(folder / "samples.tsv"), str(folder / "libraries.tsv")],
+        remove_controls=True,
+        num_trials=0,
+    )
+    reads = {row["sequence_id"]: row["reads"] for row in read_rows(tmp_path / "out")}
+    assert sum(filter(None, reads.values())) == 12, reads
+    assert (reads["one"], reads["turned"], reads["other"]) == (5, 7, 0)
+    assert result["controls"]["only_there"] == 1
+    with zipfile.ZipFile(tmp_path / "out/dwca.zip") as archive:
+        text = archive.read("occurrence.txt").decode()
+    (found,) = csv.DictReader(text.splitlines(), delimiter="\t")
+    assert (found["organismQuantity"], found["sampleSizeValue"]) == ("12", "12")
+    table = biom.load_table(str(tmp_path / "out/table.biom"))
+    assert table.sum("observation").tolist() == [5, 7], "the control's own is not a row of zeros"
+    with open(tmp_path / "out/phyloseq/tax_table.tsv") as file:
+        assert [line.split("\t")[0] for line in file][1:] == [one, turned]
+
+
 def samples_of(folder, text, names=("X",)):
     (folder / "s.tsv").write_text(text)
     return read_samples([str(folder / "s.tsv")], list(names))
@@ -188,6 +232,25 @@ def test_samples_that_are_wrong_are_refused(tmp_path):
     with pytest.raises(InputError, match="sample 'X' has two rows that differ"):
         samples_of(tmp_path, "sample\tlatitude\nX\t9\nX\t8\n")
     assert samples_of(tmp_path, "sample\tlatitude\nX\t9\nX\t9\n")[0].latitude == 9
+    with pytest.raises(InputError, match=r"row 1 \(X\) has 4 cells where the header has 3"):
+        samples_of(tmp_path, "sample,place,latitude\nX,Bergen, Norway,60\n")
+
+
+def test_all_that_is_wrong_with_samples_is_told_at_once(tmp_path):
+    header = "sample\tlatitude\tdate\tminimumDepthInMeters\tmaximumDepthInMeters\n"
+    with pytest.raises(InputError) as told:
+        samples_of(tmp_path, header + "X\t99\tMay\t\t\nY\t9\t\t-50\t\nZ\t9\t\t50\t20\n", "XYZ")
+    _, *lines = str(told.value).split("\n")
+    assert [re.sub(r";.*", "", line) for line in lines] == [
+        "  date of sample 'X' is 'May'",
+        "  latitude of sample 'X' is '99'",
+        "  minimumDepthInMeters of sample 'Y' is '-50'",
+        "  maximumDepthInMeters of sample 'Z' is 20, less than minimumDepthInMeters, 50",
+    ]
+    with pytest.raises(InputError, match="and 15 more"):
+        samples_of(
+            tmp_path, "sample\tlatitude\n" + "".join(f"{n}\tN\n" for n in "abcde" * 5), "abcde" * 5
+        )
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,7 @@ SAMPLES = [
     Sample("blank", is_control=True),
 ]
 COUNTS = Counts(["ASV0", "ASV1"], ["dive", "blank"], sparse.csr_matrix([[30, 0], [10, 2]]))
+ROW_OF = {"ASV0": 0, "ASV1": 1}
 RUN = {
     "program": "bioscan_xla 1.0",
     "command": "classify",
@@ -96,7 +97,7 @@ def rows(copies=5, lineages=LINEAGES, **changes):
 
 
 def whole(copies=5, **changes):
-    return page_data(summarise(rows(copies, **changes), SAMPLES, COUNTS), RUN)
+    return page_data(summarise(rows(copies, **changes), SAMPLES, COUNTS, ROW_OF), RUN)
 
 
 def test_samples_share_and_controls():
@@ -113,7 +114,7 @@ def test_samples_share_and_controls():
 def test_controls_that_were_removed_are_said_to_be():
     run = RUN | {"controls": {"samples": 1, "removed": True}}
     dives = Counts(COUNTS.ids, ["dive"], COUNTS.matrix[:, :1])
-    told = page_data(summarise(rows(), SAMPLES[:1], dives), run)["controls"]
+    told = page_data(summarise(rows(), SAMPLES[:1], dives, ROW_OF), run)["controls"]
     assert "1 negative control was removed" in told["note"]
 
 
@@ -222,7 +223,7 @@ def browse(page, folder, *options):
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
 def test_labels_of_the_map_keep_apart_in_a_narrow_window(tmp_path):
     north = [dataclasses.replace(sample, latitude=78.0) for sample in SAMPLES]
-    write_report(tmp_path / "report.html", summarise(rows(), north, COUNTS), RUN)
+    write_report(tmp_path / "report.html", summarise(rows(), north, COUNTS, ROW_OF), RUN)
     shown = browse(tmp_path / "report.html", tmp_path, "--window-size=500,900")
     labels = re.findall(r'class="degrees" x="([-.\d]+)" y="([-.\d]+)">([^<]+)<', shown)
     assert len(labels) > 4
@@ -238,7 +239,7 @@ def at_depths(depths, folder):
     reads[0], reads[1] = 30, 10
     reads[:, -1] = 0
     counts = Counts(["ASV0", "ASV1"], [s.name for s in samples], sparse.csr_matrix(reads))
-    write_report(folder / "report.html", summarise(rows(), samples, counts), RUN)
+    write_report(folder / "report.html", summarise(rows(), samples, counts, ROW_OF), RUN)
     shown = browse(folder / "report.html", folder)
     (svg,) = re.findall(r'<svg id="depth".*?</svg>', shown, re.DOTALL)
     bars = []
@@ -277,7 +278,8 @@ def test_groups_that_are_not_shown_are_counted_as_other():
     lineages = [("Animalia", f"Phylum{at}", *[None] * 5) for at in range(15)]
     ids = [f"ASV{at}" for at in range(15)]
     counts = Counts(ids, ["dive"], sparse.csr_matrix(np.full((15, 1), 4)))
-    data = page_data(summarise(rows(1, lineages=lineages), SAMPLES[:1], counts), RUN)
+    row_of = {name: at for at, name in enumerate(ids)}
+    data = page_data(summarise(rows(1, lineages=lineages), SAMPLES[:1], counts, row_of), RUN)
     shares = dict(data["samples"][0]["groups"])
     assert shares["other"] == pytest.approx(3 / 15)
     assert sum(shares.values()) == pytest.approx(1)
@@ -300,7 +302,7 @@ def test_what_was_not_calibrated_is_not_claimed():
 @pytest.mark.parametrize("kind", ["whole", "bare", "empty"])
 def test_browser_shows_it(kind, tmp_path):
     overview = {
-        "whole": lambda: summarise(rows(), SAMPLES, COUNTS),
+        "whole": lambda: summarise(rows(), SAMPLES, COUNTS, ROW_OF),
         "bare": lambda: summarise(rows(vector=None, reads=None, control_reads=None)),
         "empty": lambda: summarise([]),
     }[kind]()

@@ -14,7 +14,7 @@ import pytest
 from bioscan_xla.classification.counts import read_counts
 from bioscan_xla.classification.darwin_core import write_archive
 from bioscan_xla.classification.formats import write_biom, write_phyloseq, write_texts
-from bioscan_xla.classification.journal import read_rows
+from bioscan_xla.classification.journal import read_records, read_rows
 from bioscan_xla.classification.samples import read_samples
 from bioscan_xla.reads.lineages import RANKS
 
@@ -34,13 +34,15 @@ def named(data, done, tmp_path_factory):
     counts = read_counts(str(folder / "counts.tsv"))
     metadata = [str(folder / "samples.tsv"), str(folder / "libraries.tsv")]
     samples = read_samples(metadata, counts.samples)
+    row_of = counts.match(read_records(done[0]))
     write_texts(output, rows, "reference")
-    write_biom(output / "table.biom", rows, counts, samples, "bioscan_xla")
-    write_phyloseq(output / "phyloseq", rows, counts, samples)
+    write_biom(output / "table.biom", rows, counts, row_of, samples, "bioscan_xla")
+    write_phyloseq(output / "phyloseq", rows, counts, row_of, samples)
     write_archive(
         output / "dwca.zip",
-        rows,
+        lambda: rows,
         counts,
+        row_of,
         samples,
         method="bioscan_xla: by the nearest",
         reference="reference",

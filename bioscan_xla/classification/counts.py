@@ -6,7 +6,8 @@ columns samples, whichever way round the table is; every count is a whole number
 
 import csv
 import re
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,16 +34,31 @@ class Counts:
     samples: list[str]
     matrix: Any
 
-    def rows(self) -> dict[str, int]:
-        """Row of each id; of a sequence also under its other strand."""
-        result = {}
-        for row, name in enumerate(self.ids):
-            result[name] = row
-            if _DNA.match(name):
-                text = name.upper().replace("U", "T")
-                result.setdefault(text, row)
-                result.setdefault(reverse_complement(text), row)
-        return result
+    def match(self, records: Iterable[tuple[str, str]]) -> dict[str, int]:
+        """Row of each record that has one: by its id, its sequence, or the other strand of it.
+
+        A row belongs to one record, so that no read is counted twice: to that which fits best in
+        this order, and of these to the first.
+
+        Args:
+            records: ids, and sequences as they were read.
+
+        Returns:
+            Rows by id.
+        """
+        by_id = {name: row for row, name in enumerate(self.ids)}
+        texts = {
+            name.upper().replace("U", "T"): row for name, row in by_id.items() if _DNA.match(name)
+        }
+        turned = {reverse_complement(text): row for text, row in texts.items()}
+        owners: tuple[dict[int, str], ...] = ({}, {}, {})
+        for name, sequence in records:
+            ways = by_id.get(name), texts.get(sequence), turned.get(sequence)
+            found = next(((at, row) for at, row in enumerate(ways) if row is not None), None)
+            if found is not None:
+                owners[found[0]].setdefault(found[1], name)
+        of_id, of_text, of_turned = owners
+        return {name: row for row, name in (of_turned | of_text | of_id).items()}
 
 
 def read_counts(path: str) -> Counts:
@@ -66,17 +82,11 @@ def read_counts(path: str) -> Counts:
         counts = _read_biom(path)
     else:
         counts = _read_text(path)
-    twice = [name for name, number in _tally(counts.ids).items() if number > 1]
-    if twice:
-        raise InputError(f"{path}: the row {twice[0]!r} occurs twice; add up its counts")
+    for kind, names in (("row", counts.ids), ("column", counts.samples)):
+        twice = [name for name, number in Counter(names).items() if number > 1]
+        if twice:
+            raise InputError(f"{path}: the {kind} {twice[0]!r} occurs twice; add up its counts")
     return counts
-
-
-def _tally(names: Sequence[str]) -> dict[str, int]:
-    result: dict[str, int] = {}
-    for name in names:
-        result[name] = result.get(name, 0) + 1
-    return result
 
 
 def _read_biom(path: str) -> Counts:
@@ -168,15 +178,23 @@ def table_lines(path: str) -> Iterator[list[str]]:
 
     Comments are skipped, but not a header that begins with `#`.
     """
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        text = file.read(65536)
-        file.seek(0)
-        first = next((line for line in text.splitlines() if not _is_comment(line)), "")
-        delimiter = "\t" if "\t" in first else max(",;", key=first.count)
-        lines = (line for line in file if not _is_comment(line))
-        for row in csv.reader(lines, delimiter=delimiter):
-            if any(cell.strip() for cell in row):
-                yield [row[0].lstrip("#").strip(), *row[1:]]
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            text = file.read(65536)
+            file.seek(0)
+            first = next((line for line in text.splitlines() if not _is_comment(line)), "")
+            delimiter = "\t" if "\t" in first else max(",;", key=first.count)
+            lines = (line for line in file if not _is_comment(line))
+            for row in csv.reader(lines, delimiter=delimiter):
+                if any(cell.strip() for cell in row):
+                    yield [row[0].lstrip("#").strip(), *row[1:]]
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{path}: is not UTF-8 text ({error.reason} at byte {error.start}); save it as "
+            "'CSV UTF-8' or as tab-separated text"
+        ) from error
+    except csv.Error as error:
+        raise InputError(f"{path}: cannot be read as a table ({error})") from error
 
 
 def _is_comment(line: str) -> bool:

@@ -1,9 +1,10 @@
 """A Darwin Core archive: occurrences of sequences in samples, with the DNA-derived extension.
 
 Input: classified rows, counts, samples, identifiers of known taxa. Output: `dwca.zip`.
-Invariants: every occurrence has the terms that GBIF and OBIS require; a sample without position or
-date, and a negative control, makes no occurrence and is counted; an unknown name is
-`incertae sedis`, and what the classifier said stands in verbatimIdentification.
+Invariants: every occurrence has the terms that GBIF and OBIS require, and an id of its own, so that
+equal sequences of a sample are one; a sample without position or date, and a negative control,
+makes no occurrence and is counted; an unknown name is `incertae sedis`, and what the classifier
+said stands in verbatimIdentification.
 
 Reference: https://docs.gbif.org/publishing-dna-derived-data and https://manual.obis.org/dna_data
 """
@@ -13,7 +14,8 @@ import hashlib
 import io
 import tempfile
 import zipfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from xml.sax.saxutils import escape, quoteattr
@@ -122,8 +124,9 @@ def read_known_taxa(path: str) -> dict[str, str]:
 
 def write_archive(
     path: Path,
-    rows: Iterable[Row],
+    rows: Callable[[], Iterable[Row]],
     counts: Counts,
+    row_of: Mapping[str, int],
     samples: Sequence[Sample],
     *,
     method: str,
@@ -134,13 +137,24 @@ def write_archive(
 ) -> dict[str, int]:
     """Write the archive.
 
+    Args:
+        path: of the archive.
+        rows: gives the classified rows, each time it is called.
+        counts: reads.
+        row_of: row of `counts` by sequence_id.
+        samples: of the columns of `counts`.
+        method: how names were given.
+        reference: what they were compared to.
+        known_taxa: identifiers by name.
+        target_gene: the marker, where the samples do not tell it.
+        title: of the data set.
+
     Returns:
         `occurrences` written, and how many were left out: `of_controls`, and `without_place`
         (sample without position or date).
     """
-    places = counts.rows()
-    matrix = counts.matrix
-    totals = np.asarray(matrix.sum(0)).ravel()
+    totals = np.asarray(counts.matrix.sum(0)).ravel()
+    places = _rows_by_sequence(rows(), row_of)
     tally = {"occurrences": 0, "of_controls": 0, "without_place": 0}
     with ExitStack() as files:
         archive = files.enter_context(zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED))
@@ -153,14 +167,11 @@ def write_archive(
         with io.TextIOWrapper(archive.open("occurrence.txt", "w"), "utf-8", newline="") as core:
             write_core = csv.writer(core, delimiter="\t", lineterminator="\n")
             write_core.writerow(CORE)
-            for row in rows:
-                place = places.get(row["sequence_id"], places.get(row["dna_sequence"]))
-                if place is None:
-                    continue
-                taxon = _taxon(row, known_taxa, method, reference)
-                for at in range(matrix.indptr[place], matrix.indptr[place + 1]):
-                    sample = samples[matrix.indices[at]]
-                    total = int(totals[matrix.indices[at]])
+            for row in rows():
+                same = places.pop(_digest(row), ()) if row["sequence_id"] in row_of else ()
+                taxon = _taxon(row, known_taxa, method, reference) if same else {}
+                for column, reads in _add_up(counts, same):
+                    sample = samples[column]
                     reason = _reason_to_leave_out(sample)
                     if reason:
                         tally[reason] += 1
@@ -171,8 +182,8 @@ def write_archive(
                         | _event(sample)
                         | {
                             "occurrenceID": f"{sample.name}:{taxon['taxonID']}",
-                            "organismQuantity": int(matrix.data[at]),
-                            "sampleSizeValue": total,
+                            "organismQuantity": reads,
+                            "sampleSizeValue": int(totals[column]),
                         }
                     )
                     write_core.writerow([_cell(found.get(term)) for term in CORE])
@@ -185,6 +196,31 @@ def write_archive(
         archive.writestr("meta.xml", _meta())
         archive.writestr("eml.xml", _eml(title, method, reference))
     return tally
+
+
+def _digest(row: Row) -> str:
+    return hashlib.md5(row["dna_sequence"].encode()).hexdigest()
+
+
+def _rows_by_sequence(rows: Iterable[Row], row_of: Mapping[str, int]) -> dict[str, list[int]]:
+    """Rows of the counts that are one sequence, such as the two strands of it: one taxonID."""
+    result: dict[str, list[int]] = {}
+    for row in rows:
+        if row["sequence_id"] in row_of:
+            result.setdefault(_digest(row), []).append(row_of[row["sequence_id"]])
+    return result
+
+
+def _add_up(counts: Counts, rows: Sequence[int]) -> list[tuple[int, int]]:
+    """Columns in which some rows have reads, and how many they have together."""
+    result: Counter[int] = Counter()
+    matrix = counts.matrix
+    for row in rows:
+        part = slice(matrix.indptr[row], matrix.indptr[row + 1])
+        result.update(
+            dict(zip(matrix.indices[part].tolist(), matrix.data[part].tolist(), strict=True))
+        )
+    return [(column, reads) for column, reads in sorted(result.items()) if reads]
 
 
 def _cell(value: object) -> str:
@@ -227,7 +263,7 @@ def _taxon(row: Row, known_taxa: Mapping[str, str], method: str, reference: str)
         "scientificNameID": identifier,
         "taxonRank": row["assigned_rank"],
         **{rank: row[rank] for rank in RANKS[:-1]},
-        "taxonID": "ASV:" + hashlib.md5(row["dna_sequence"].encode()).hexdigest(),
+        "taxonID": f"ASV:{_digest(row)}",
         "verbatimIdentification": said or "unidentified",
         "identificationRemarks": "; ".join(remarks),
         "organismQuantityType": _READS,

@@ -8,10 +8,12 @@ is held in memory but what a file needs as a whole (the count table, Krona's sum
 import csv
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TextIO
+
+import numpy as np
 
 from ..reads.lineages import RANKS
 from .counts import Counts
@@ -161,21 +163,37 @@ def faire_cells(row: Row, reference: str) -> list[object]:
 
 
 def write_biom(
-    path: Path, rows: Iterable[Row], counts: Counts, samples: Sequence[Sample], made_by: str
+    path: Path,
+    rows: Iterable[Row],
+    counts: Counts,
+    row_of: Mapping[str, int],
+    samples: Sequence[Sample],
+    made_by: str,
 ) -> None:
-    """Write BIOM 2.1 with `taxonomy` and, where there is any, sample metadata."""
+    """Write BIOM 2.1 with `taxonomy` and, where there is any, sample metadata.
+
+    Args:
+        path: of the file.
+        rows: classified.
+        counts: rows without reads are left out.
+        row_of: row of `counts` by sequence_id.
+        samples: of the columns of `counts`.
+        made_by: the program.
+    """
     import biom
     import h5py
 
-    taxa = _by_count_row(rows, counts, lambda row: _seven_prefixed(names_of(row)))
-    nothing = _seven_prefixed([None] * len(RANKS))
-    observation = [{"taxonomy": taxa.get(row, nothing)} for row in range(len(counts.ids))]
+    taxa = _by_count_row(rows, row_of)
+    nothing = [None] * len(RANKS)
+    kept = _with_reads(counts)
+    ids = [counts.ids[row] for row in kept]
+    observation = [{"taxonomy": _seven_prefixed(taxa.get(row, nothing))} for row in kept]
     columns = sorted({column for sample in samples for column in sample.fields})
     metadata = None
     if columns:
         metadata = [{c: sample.fields.get(c, "") for c in columns} for sample in samples]
     table = biom.Table(
-        counts.matrix, counts.ids, counts.samples, observation, metadata, type="OTU table"
+        counts.matrix[kept], ids, counts.samples, observation or None, metadata, type="OTU table"
     )
     with h5py.File(path, "w") as file:
         table.to_hdf5(file, made_by)
@@ -186,28 +204,33 @@ def _seven_prefixed(names: Sequence[str | None]) -> list[str]:
     return [f"{letter}__{name or ''}" for letter, name in zip(LETTERS, names, strict=True)]
 
 
-def _by_count_row(
-    rows: Iterable[Row], counts: Counts, make: Callable[[Row], Any]
-) -> dict[int, Any]:
-    places = counts.rows()
-    result = {}
-    for row in rows:
-        place = places.get(row["sequence_id"], places.get(row["dna_sequence"]))
-        if place is not None:
-            result[place] = make(row)
-    return result
+def _by_count_row(rows: Iterable[Row], row_of: Mapping[str, int]) -> dict[int, list[str | None]]:
+    """Names of each row of the counts."""
+    names = ((row_of.get(row["sequence_id"]), names_of(row)) for row in rows)
+    return {place: found for place, found in names if place is not None}
+
+
+def _with_reads(counts: Counts) -> list[int]:
+    """Rows that have any; what was only in controls that were removed has none."""
+    return np.flatnonzero(np.asarray(counts.matrix.sum(1)).ravel()).tolist()
 
 
 def write_phyloseq(
-    folder: Path, rows: Iterable[Row], counts: Counts, samples: Sequence[Sample]
+    folder: Path,
+    rows: Iterable[Row],
+    counts: Counts,
+    row_of: Mapping[str, int],
+    samples: Sequence[Sample],
 ) -> None:
     """Write otu_table.tsv, tax_table.tsv (always seven ranks) and sample_data.tsv.
 
-    All with row names, for `read.delim(file, row.names = 1, check.names = FALSE)`.
+    All with row names, for `read.delim(file, row.names = 1, check.names = FALSE)`. The arguments
+    are those of `write_biom`.
     """
     folder.mkdir(exist_ok=True)
-    taxa = _by_count_row(rows, counts, names_of)
+    taxa = _by_count_row(rows, row_of)
     nothing = [None] * len(RANKS)
+    kept = _with_reads(counts)
 
     def table(name: str, header: Sequence[str], lines: Iterator[Sequence[object]]) -> None:
         with open(folder / name, "w", encoding="utf-8", newline="") as file:
@@ -215,18 +238,18 @@ def write_phyloseq(
             writer.writerow(header)
             writer.writerows(lines)
 
-    ids = [one_word(name) for name in counts.ids]
+    ids = [one_word(counts.ids[row]) for row in kept]
     table(
         "otu_table.tsv",
         ["ASV", *counts.samples],
-        ([name, *counts.matrix[row].toarray()[0]] for row, name in enumerate(ids)),
+        ([name, *counts.matrix[row].toarray()[0]] for row, name in zip(kept, ids, strict=True)),
     )
     table(
         "tax_table.tsv",
         ["ASV", *[rank.capitalize() for rank in RANKS]],
         (
             [name, *[text or "NA" for text in taxa.get(row, nothing)]]
-            for row, name in enumerate(ids)
+            for row, name in zip(kept, ids, strict=True)
         ),
     )
     known = sorted({column for sample in samples for column in sample.fields})

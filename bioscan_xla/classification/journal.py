@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from ..errors import ConfigError
 from ..reads.inputs import source_key, without_mark
 from ..reads.shares import by_source, mark
+from .kmers import reverse_complement
 from .record import SCHEMA
 
 FILE = "classified.parquet"
@@ -124,6 +125,11 @@ class Journal:
             for batch in pq.ParquetFile(path).iter_batches(1 << 14, columns=["sequence_id"]):
                 yield batch["sequence_id"].to_pylist()
 
+    def records(self) -> Iterator[tuple[str, str]]:
+        """Ids, and sequences as they were read, of all rows in the order they were named."""
+        for path in self._all():
+            yield from _records(path)
+
     def append(self, rows: pa.Table) -> None:
         """Add rows in one atomic step."""
         if len(rows):
@@ -222,6 +228,20 @@ def _write_whole(path: Path, write: Callable[[Path], object]) -> None:
     temporary = path.with_name(f".{path.name}.part")
     write(temporary)
     os.replace(temporary, path)
+
+
+def read_records(folder: str | Path) -> Iterator[tuple[str, str]]:
+    """Ids, and sequences as they were read, of `classified.parquet`."""
+    return _records(Path(folder) / FILE)
+
+
+def _records(path: Path) -> Iterator[tuple[str, str]]:
+    columns = ["sequence_id", "dna_sequence", "strand"]
+    for batch in pq.ParquetFile(path).iter_batches(1 << 14, columns=columns):
+        for row in batch.to_pylist():
+            sequence = row["dna_sequence"]
+            turned = row["strand"] == "minus"
+            yield row["sequence_id"], reverse_complement(sequence) if turned else sequence
 
 
 def read_rows(folder: str | Path, columns: list[str] | None = None) -> Iterator[dict]:

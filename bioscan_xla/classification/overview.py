@@ -8,6 +8,7 @@ the page can draw, a random part (the same in each run) is drawn; all are counte
 import heapq
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -113,6 +114,7 @@ def summarise(
     rows: Iterable[Mapping[str, Any]],
     samples: Sequence[Sample] = (),
     counts: Counts | None = None,
+    row_of: Mapping[str, int] = MappingProxyType({}),
 ) -> Overview:
     """Count rows of `record.SCHEMA`.
 
@@ -120,12 +122,12 @@ def summarise(
         rows: as dicts.
         samples: in the order of `counts`.
         counts: reads by sequence and sample.
+        row_of: row of `counts` by sequence_id.
     """
     result = Overview(samples)
     random = np.random.default_rng(0)
     novel: list[tuple[float, int, Mapping[str, Any]]] = []
     controls: list[tuple[float, int, tuple[str, str, float, float]]] = []
-    places = counts.rows() if counts else {}
     matrix = counts.matrix.tocsr() if counts else None
     for number, row in enumerate(rows):
         lineage = tuple(row[rank] for rank in RANKS)
@@ -136,7 +138,7 @@ def summarise(
             result.num_novel += 1
             _keep_largest(novel, (row["novelty"] or 0.0, -number, row), _NUM_NOVEL)
         if matrix is not None:
-            place = places.get(row["sequence_id"], places.get(row["dna_sequence"]))
+            place = row_of.get(row["sequence_id"])
             if place is not None:
                 _count_samples(result, at, matrix[place])
         if row["control_reads"]:

@@ -9,7 +9,7 @@ import logging
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +32,6 @@ from .samples import Sample, read_samples
 
 log = logging.getLogger(__name__)
 
-_KEYS = ["sequence_id", "dna_sequence"]
-
 
 @dataclass(frozen=True)
 class Sampling:
@@ -44,12 +42,14 @@ class Sampling:
         samples: of the columns of `counts`.
         num_controls: negative controls in the table.
         control_reads: (rows of `counts`,) reads in negative controls, those left out too.
+        row_of: row of `counts` by sequence_id, once all records are named.
     """
 
     counts: Counts
     samples: list[Sample]
     num_controls: int
     control_reads: np.ndarray
+    row_of: Mapping[str, int] = field(default_factory=dict)
 
 
 def read_sampling(config: ClassifyConfig) -> Sampling | None:
@@ -89,15 +89,13 @@ def _completion(sampling: Sampling | None) -> Callable[[pa.Table], pa.Table]:
     """What fills in the counts of some rows."""
     if sampling is None:
         return _without_counts
-    places = sampling.counts.rows()
     controls = np.array([sample.is_control for sample in sampling.samples], bool)
     matrix = sampling.counts.matrix
     reads = np.asarray(matrix[:, np.flatnonzero(~controls)].sum(1)).ravel()
     num_samples = np.asarray((matrix[:, np.flatnonzero(~controls)] > 0).sum(1)).ravel()
 
     def complete(rows: pa.Table) -> pa.Table:
-        keys = zip(rows["sequence_id"].to_pylist(), rows["dna_sequence"].to_pylist(), strict=True)
-        at = [places.get(name, places.get(sequence)) for name, sequence in keys]
+        at = [sampling.row_of.get(name) for name in rows["sequence_id"].to_pylist()]
         for column, values in (
             ("reads", reads),
             ("num_samples", num_samples),
@@ -147,6 +145,14 @@ def write_results(
 ) -> dict[str, Any]:
     """Join the rows and write every table; returns figures for run.json.
 
+    Args:
+        config: options.
+        journal: holds all rows.
+        reference: that they were named by.
+        sampling: with `row_of`.
+        known_taxa: identifiers by name.
+        run: what run.json says so far.
+
     Raises:
         InputError: the count table has none of the input's ids; the names are written before.
     """
@@ -167,12 +173,11 @@ def write_results(
     result |= _count_names(rows())
     if sampling is None:
         return result
-    counts, samples = sampling.counts, sampling.samples
-    _check_matches(
-        folder, config.table or "", counts, result.pop("with_counts"), result["classified"]
-    )
-    write_biom(folder / "table.biom", rows(), counts, samples, f"bioscan_xla {__version__}")
-    write_phyloseq(folder / "phyloseq", rows(), counts, samples)
+    counts, row_of, samples = sampling.counts, sampling.row_of, sampling.samples
+    _check_matches(folder, config.table or "", counts, row_of, result["classified"])
+    made_by = f"bioscan_xla {__version__}"
+    write_biom(folder / "table.biom", rows(), counts, row_of, samples, made_by)
+    write_phyloseq(folder / "phyloseq", rows(), counts, row_of, samples)
     result["controls"] = {
         "samples": sampling.num_controls,
         "removed": config.remove_controls,
@@ -182,8 +187,9 @@ def write_results(
     if config.samples:
         result["darwin_core"] = write_archive(
             folder / "dwca.zip",
-            rows(),
+            rows,
             counts,
+            row_of,
             samples,
             method=run["method"],
             reference=label,
@@ -194,13 +200,15 @@ def write_results(
     return result
 
 
-def _check_matches(folder: Path, table: str, counts: Counts, matched: int, total: int) -> None:
+def _check_matches(
+    folder: Path, table: str, counts: Counts, row_of: Mapping[str, int], total: int
+) -> None:
     """Tell of rows and sequences without each other; InputError where none match."""
-    if not matched:
+    if not row_of:
         raise _no_match(folder, table, counts)
     rows = len(counts.ids)
-    if matched < rows:
-        lost = np.setdiff1d(np.arange(rows), _matched_rows(folder, counts))
+    lost = np.setdiff1d(np.arange(rows), list(row_of.values()))
+    if len(lost):
         log.warning(
             "rows of %s that match no named sequence: %d of %d, such as %r, with %d of %d reads. "
             "In table.biom and phyloseq they have no lineage; they are in no other file",
@@ -211,21 +219,14 @@ def _check_matches(folder: Path, table: str, counts: Counts, matched: int, total
             counts.matrix[lost].sum(),
             counts.matrix.sum(),
         )
-    if matched < total:
+    if len(row_of) < total:
         log.warning(
-            "sequences of the input that have no row in %s: %d of %d; they are in no sample",
+            "sequences of the input that have no row of their own in %s: %d of %d; they are in no "
+            "sample",
             table,
-            total - matched,
+            total - len(row_of),
             total,
         )
-
-
-def _matched_rows(folder: Path, counts: Counts) -> list[int]:
-    """Rows of the counts that belong to a named sequence."""
-    places = counts.rows()
-    keys = ((row["sequence_id"], row["dna_sequence"]) for row in read_rows(folder, _KEYS))
-    found = (places.get(name, places.get(sequence)) for name, sequence in keys)
-    return [at for at in found if at is not None]
 
 
 def _no_match(folder: Path, table: str, counts: Counts) -> InputError:
@@ -245,7 +246,6 @@ def _no_match(folder: Path, table: str, counts: Counts) -> InputError:
 def _count_names(rows: Iterator[dict]) -> dict[str, Any]:
     named: Counter = Counter()
     tally: Counter = Counter(
-        with_counts=0,
         in_controls=0,
         only_in_controls=0,
         unplaced=0,
@@ -257,7 +257,6 @@ def _count_names(rows: Iterator[dict]) -> dict[str, Any]:
     )
     for row in rows:
         named.update(rank for rank in RANKS if row[rank])
-        tally["with_counts"] += row["reads"] is not None
         tally["in_controls"] += bool(row["control_reads"])
         tally["only_in_controls"] += bool(row["control_reads"] and not row["reads"])
         tally["unplaced"] += is_unplaced(row)
@@ -271,5 +270,5 @@ def _count_names(rows: Iterator[dict]) -> dict[str, Any]:
 
 def write_page(folder: str, sampling: Sampling | None, run: Mapping[str, Any]) -> None:
     """Write report.html; `run` is what run.json will hold."""
-    counted = (sampling.samples, sampling.counts) if sampling else ((), None)
+    counted = (sampling.samples, sampling.counts, sampling.row_of) if sampling else ()
     write_report(Path(folder) / "report.html", summarise(read_rows(folder), *counted), run)

@@ -13,7 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,6 +91,8 @@ def classify(
         result: dict[str, Any] = {"program": f"bioscan_xla {__version__}", "command": command}
         result |= _describe(config, reference, encoder, calibration, tally)
         if not tally["interrupted"]:
+            if sampling is not None:
+                sampling = replace(sampling, row_of=sampling.counts.match(journal.records()))
             result |= write_results(config, journal, reference, sampling, known_taxa, result)
             write_page(config.output, sampling, result)
         result["seconds"] = round(time.monotonic() - started, 1)

@@ -41,6 +41,8 @@ _ALIASES = {
     ),
     "control": ("control", "is_control", "negative_control", "is_negative_control"),
 }
+_DEEPEST_M = 12_000.0
+_MOST_TOLD = 10
 _SAMPLE_IDS = ("samp_name", "sample-id", "sample_id", "sampleid", "sample id", "sample", "id")
 
 
@@ -81,8 +83,8 @@ def read_samples(paths: Sequence[str], names: Sequence[str]) -> list[Sample]:
         names: columns of the count table.
 
     Raises:
-        InputError: no file names any of the columns, two rows of a sample differ, or a position is
-            not a number.
+        InputError: a file cannot be read, no file names any of the columns, two rows of a sample
+            differ, or positions, depths or dates are wrong; all of these are told at once.
     """
     tables = [_read_metadata(path) for path in paths]
     found: dict[str, dict[str, str]] = {}
@@ -111,7 +113,14 @@ def read_samples(paths: Sequence[str], names: Sequence[str]) -> list[Sample]:
                 raise InputError(
                     f"{paths[place]}: sample {row[key]!r} has two rows that differ; keep one"
                 )
-    return [_make_sample(name, found.get(name, {}), paths) for name in names]
+    problems: list[str] = []
+    samples = [_make_sample(name, found.get(name, {}), problems) for name in names]
+    if problems:
+        shown = problems[:_MOST_TOLD]
+        if len(problems) > len(shown):
+            shown.append(f"and {len(problems) - len(shown)} more")
+        raise InputError(f"{', '.join(paths)}:\n  " + "\n  ".join(shown))
+    return samples
 
 
 def _read_metadata(path: str) -> list[dict[str, str]]:
@@ -120,7 +129,12 @@ def _read_metadata(path: str) -> list[dict[str, str]]:
     lines = table_lines(path)
     header = next(lines, [])
     rows = []
-    for cells in lines:
+    for number, cells in enumerate(lines, 1):
+        if any(cell.strip() for cell in cells[len(header) :]):
+            raise InputError(
+                f"{path}: row {number} ({cells[0]}) has {len(cells)} cells where the header has "
+                f"{len(header)}; put a cell that holds a comma in quotes"
+            )
         pairs = zip(header, cells, strict=False)
         rows.append({k: v.strip() for k, v in pairs if k and not _NO_VALUE.match(v.strip())})
     return rows
@@ -144,7 +158,8 @@ def _best_key(
     return max(hits, key=lambda key: hits[key]) if hits else None
 
 
-def _make_sample(name: str, fields: Mapping[str, str], paths: Sequence[str]) -> Sample:
+def _make_sample(name: str, fields: Mapping[str, str], problems: list[str]) -> Sample:
+    """A sample; what is wrong with it is added to the problems."""
     lower = {column.lower(): column for column in fields}
 
     def column_of(kind: str) -> str | None:
@@ -155,7 +170,7 @@ def _make_sample(name: str, fields: Mapping[str, str], paths: Sequence[str]) -> 
         column = column_of(kind)
         return fields[column] if column else None
 
-    def number(kind: str, limit: float) -> float | None:
+    def number(kind: str, low: float, high: float, unit: str) -> float | None:
         text = value(kind)
         if text is None:
             return None
@@ -163,26 +178,35 @@ def _make_sample(name: str, fields: Mapping[str, str], paths: Sequence[str]) -> 
             result = float(text)
         except ValueError:
             result = float("nan")
-        if not abs(result) <= limit:
-            raise InputError(
-                f"{', '.join(paths)}: {column_of(kind)} of sample {name!r} is {text!r}; it must be "
-                f"a number from -{limit:g} to {limit:g}"
+        if not low <= result <= high:
+            problems.append(
+                f"{column_of(kind)} of sample {name!r} is {text!r}; it must be a number from "
+                f"{low:g} to {high:g}, in {unit}"
             )
         return result
 
     category, control, when = value("category"), value("control"), value("date")
     if when is not None and not _is_date(when := when.replace(" ", "T")):
-        raise InputError(
-            f"{', '.join(paths)}: date of sample {name!r} is {value('date')!r}; write it as ISO "
-            "8601, such as 2024-05-31 or 2024-05-31T14:30Z"
+        problems.append(
+            f"date of sample {name!r} is {value('date')!r}; write it as ISO 8601, such as "
+            "2024-05-31 or 2024-05-31T14:30Z"
+        )
+    latitude = number("latitude", -90, 90, "degrees north")
+    longitude = number("longitude", -180, 180, "degrees east")
+    shallowest = number("min_depth_m", 0, _DEEPEST_M, "metres below the surface")
+    deepest = number("max_depth_m", 0, _DEEPEST_M, "metres below the surface")
+    if shallowest is not None and deepest is not None and deepest < shallowest:
+        problems.append(
+            f"{column_of('max_depth_m')} of sample {name!r} is {deepest:g}, less than "
+            f"{column_of('min_depth_m')}, {shallowest:g}"
         )
     return Sample(
         name,
         dict(fields),
-        number("latitude", 90),
-        number("longitude", 180),
-        number("min_depth_m", 12_000),
-        number("max_depth_m", 12_000),
+        latitude,
+        longitude,
+        shallowest,
+        deepest,
         when,
         category,
         any(_CONTROL.search(word) for word in (category, control) if word)
