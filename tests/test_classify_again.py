@@ -128,3 +128,13 @@ def test_two_runs_at_once_do_not_share_a_folder(again, tmp_path):
     ):
         again()
     assert again()["classified"] == first["classified"], "a run that failed keeps no lock"
+
+
+def test_other_options_are_refused_before_the_reference_is_read(data, again, monkeypatch):
+    """Embedding a reference can take hours."""
+    again()
+    monkeypatch.setattr(run, "open_namer", lambda config: pytest.fail("references were read"))
+    with pytest.raises(ConfigError, match="min_coverage: the folder has 0.7, this run has 0.9"):
+        again(min_coverage=0.9)
+    with pytest.raises(ConfigError, match="columns: the folder has None"):
+        again(columns={"sequence_id": "name"})

@@ -66,14 +66,8 @@ class Journal:
 
     def _open(self, settings: dict[str, str], sources: Collection[str] | None) -> None:
         path = self.folder / _SETTINGS
-        if path.is_file() and self._all():
-            lines = _differences(json.loads(path.read_text(encoding="utf-8")), settings)
-            if lines:
-                raise ConfigError(
-                    f"{self.folder}: holds results made with other settings:\n"
-                    + "\n".join(f"  {line}" for line in lines)
-                    + "\nUse the same options, or another --output"
-                )
+        if path.is_file() and _files_of(self.folder):
+            _refuse_other_settings(self.folder, _settings_of(self.folder), settings)
             there = {without_mark(source_key(source)) for source in self.done()}
             ours = {without_mark(source_key(source)) for source in sources or ()}
             if sources is not None and there - ours:
@@ -83,7 +77,9 @@ class Journal:
                 )
         _write_whole(path, lambda to: to.write_text(json.dumps(settings, indent=1) + "\n"))
         self._drop_what_was_joined()
-        self._next = max((int(file.stem.split("-")[1]) for file in self._files()), default=-1) + 1
+        self._next = (
+            max((int(file.stem.split("-")[1]) for file in _parts_of(self.folder)), default=-1) + 1
+        )
 
     def close(self) -> None:
         """Let another run have the folder."""
@@ -97,37 +93,30 @@ class Journal:
         """Close."""
         self.close()
 
-    def _files(self) -> list[Path]:
-        return sorted(self._parts.glob("part-*.parquet"))
-
-    def _all(self) -> list[Path]:
-        whole = self.folder / FILE
-        return ([whole] if whole.exists() else []) + self._files()
-
     def _drop_what_was_joined(self) -> None:
         """Parts whose rows are in the file already: the last run was killed while tidying up."""
         whole = self.folder / FILE
         if not whole.exists():
             return
         done = _done([whole])
-        for part in self._files():
+        for part in _parts_of(self.folder):
             first = next(pq.ParquetFile(part).iter_batches(1, columns=["source", "row"]), None)
             if first is None or _holds(done, *first.to_pylist()[0].values()):
                 part.unlink()
 
     def done(self) -> dict[str, np.ndarray]:
         """For each source, a bool by row."""
-        return _done(self._all())
+        return _done(_files_of(self.folder))
 
     def ids(self) -> Iterator[list[str]]:
         """All ids, some thousand at a time."""
-        for path in self._all():
+        for path in _files_of(self.folder):
             for batch in pq.ParquetFile(path).iter_batches(1 << 14, columns=["sequence_id"]):
                 yield batch["sequence_id"].to_pylist()
 
     def records(self) -> Iterator[tuple[str, str]]:
         """Ids, and sequences as they were read, of all rows in the order they were named."""
-        for path in self._all():
+        for path in _files_of(self.folder):
             yield from _records(path)
 
     def append(self, rows: pa.Table) -> None:
@@ -151,16 +140,56 @@ class Journal:
         def write(path: Path) -> None:
             nonlocal num_rows
             with pq.ParquetWriter(path, SCHEMA, compression="zstd") as writer:
-                for batches in _gathered(self._all(), _GROUP_ROWS):
+                for batches in _gathered(_files_of(self.folder), _GROUP_ROWS):
                     rows = complete(pa.Table.from_batches(batches).cast(SCHEMA))
                     num_rows += len(rows)
                     writer.write_table(rows)
 
         _write_whole(self.folder / FILE, write)
-        for part in self._files():
+        for part in _parts_of(self.folder):
             part.unlink()
         self._parts.rmdir()
         return num_rows
+
+
+def check_options(folder: str | Path, options: Mapping[str, str]) -> None:
+    """Refuse a folder whose results were made with other options, before anything is loaded.
+
+    Args:
+        folder: of all results.
+        options: the settings that are known without references and model.
+
+    Raises:
+        ConfigError: it holds such results; the message shows the difference.
+    """
+    folder = Path(folder)
+    if (folder / _SETTINGS).is_file() and _files_of(folder):
+        known = options.keys() | {"columns"}  # which is there only where it was given
+        kept = {name: value for name, value in _settings_of(folder).items() if name in known}
+        _refuse_other_settings(folder, kept, options)
+
+
+def _settings_of(folder: Path) -> dict[str, str]:
+    return json.loads((folder / _SETTINGS).read_text(encoding="utf-8"))
+
+
+def _refuse_other_settings(folder: Path, old: Mapping[str, str], new: Mapping[str, str]) -> None:
+    lines = _differences(old, new)
+    if lines:
+        raise ConfigError(
+            f"{folder}: holds results made with other settings:\n"
+            + "\n".join(f"  {line}" for line in lines)
+            + "\nUse the same options, or another --output"
+        )
+
+
+def _parts_of(folder: Path) -> list[Path]:
+    return sorted((folder / _PARTS).glob("part-*.parquet"))
+
+
+def _files_of(folder: Path) -> list[Path]:
+    whole = folder / FILE
+    return ([whole] if whole.exists() else []) + _parts_of(folder)
 
 
 def _take(path: Path) -> IO[str]:

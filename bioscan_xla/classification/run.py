@@ -36,7 +36,7 @@ from ..table.rejections import Rejections
 from .calibration import LENGTH_BANDS_BP, Calibration
 from .darwin_core import read_known_taxa
 from .heads import Heads
-from .journal import Journal
+from .journal import Journal, check_options
 from .leave_out import RULES
 from .naming import Namer
 from .opening import Opened, calibrate_namer, name_sequences, open_namer, tell_thresholds
@@ -74,6 +74,7 @@ def classify(
         What run.json holds; see `run_classification_pipeline`.
     """
     started = time.monotonic()
+    check_options(config.output, _option_settings(config))
     names, failures = name_inputs(config.input)
     sampling = read_sampling(config)
     known_taxa = read_known_taxa(config.known_taxa) if config.known_taxa else {}
@@ -152,10 +153,8 @@ def method_text(config: ClassifyConfig, encoder: "Encoder | None") -> str:
     )
 
 
-def _settings(
-    config: ClassifyConfig, reference: Reference, encoder: "Encoder | None", heads: Heads | None
-) -> dict[str, str]:
-    """Everything that determines the content of a row, as text."""
+def _option_settings(config: ClassifyConfig) -> dict[str, str]:
+    """What determines the content of a row and is known before references and model are read."""
     fields = (
         "method",
         "candidates",
@@ -170,13 +169,17 @@ def _settings(
         "max_n_fraction",
     )
     told = {name: str(getattr(config, name)) for name in fields}
-    told |= {
-        "reference": reference.content_hash,
-        "program": __version__.split("+")[0],
-        "rules of naming": str(RULES),
-    }
+    told |= {"program": __version__.split("+")[0], "rules of naming": str(RULES)}
     if config.columns:
         told["columns"] = str(sorted(config.columns.items()))
+    return told
+
+
+def _settings(
+    config: ClassifyConfig, reference: Reference, encoder: "Encoder | None", heads: Heads | None
+) -> dict[str, str]:
+    """Everything that determines the content of a row, as text."""
+    told = _option_settings(config) | {"reference": reference.content_hash}
     if heads is not None:
         told["heads"] = heads.content_hash
     for name, value in (encoder.fingerprint if encoder else {}).items():

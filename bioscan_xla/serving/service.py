@@ -154,7 +154,8 @@ class Service:
     def drain(self) -> None:
         """Accept nothing more."""
         self.is_draining = True
-        log.warning("finishing %d requests; send the signal again to stop at once", self.active)
+        if self.active:
+            log.warning("finishing %d requests; send the signal again to stop at once", self.active)
 
     def close(self) -> None:
         """Finish what was accepted and end all threads."""
