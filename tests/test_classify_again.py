@@ -134,7 +134,7 @@ def test_other_options_are_refused_before_the_reference_is_read(data, again, mon
     """Embedding a reference can take hours."""
     again()
     monkeypatch.setattr(run, "open_namer", lambda config: pytest.fail("references were read"))
-    with pytest.raises(ConfigError, match="min_coverage: the folder has 0.7, this run has 0.9"):
+    with pytest.raises(ConfigError, match=r"coverage: the folder has 0\.7, this run has 0\.9"):
         again(min_coverage=0.9)
     with pytest.raises(ConfigError, match="columns: the folder has None"):
         again(columns={"sequence_id": "name"})

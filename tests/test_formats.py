@@ -214,7 +214,7 @@ def test_strands_of_a_sequence_are_one_occurrence_and_no_read_counts_twice(data,
     table = biom.load_table(str(tmp_path / "out/table.biom"))
     assert table.sum("observation").tolist() == [5, 7], "the control's own is not a row of zeros"
     with open(tmp_path / "out/phyloseq/tax_table.tsv") as file:
-        assert [line.split("\t")[0] for line in file][1:] == [one, turned]
+        assert [line.split("\t")[0] for line in file][1:] == ["one", "turned"], "as in taxonomy.tsv"
 
 
 def samples_of(folder, text, names=("X",)):

@@ -186,7 +186,7 @@ def write_biom(
     taxa = _by_count_row(rows, row_of)
     nothing = [None] * len(RANKS)
     kept = _with_reads(counts)
-    ids = [counts.ids[row] for row in kept]
+    ids = _ids_of(kept, counts, row_of)
     observation = [{"taxonomy": _seven_prefixed(taxa.get(row, nothing))} for row in kept]
     columns = sorted({column for sample in samples for column in sample.fields})
     metadata = None
@@ -215,6 +215,12 @@ def _with_reads(counts: Counts) -> list[int]:
     return np.flatnonzero(np.asarray(counts.matrix.sum(1)).ravel()).tolist()
 
 
+def _ids_of(rows: Sequence[int], counts: Counts, row_of: Mapping[str, int]) -> list[str]:
+    """The sequence_id of rows, as in the other files; of what has none, its name in the counts."""
+    name_of = {row: name for name, row in row_of.items()}
+    return [name_of.get(row, counts.ids[row]) for row in rows]
+
+
 def write_phyloseq(
     folder: Path,
     rows: Iterable[Row],
@@ -238,7 +244,7 @@ def write_phyloseq(
             writer.writerow(header)
             writer.writerows(lines)
 
-    ids = [one_word(counts.ids[row]) for row in kept]
+    ids = [one_word(name) for name in _ids_of(kept, counts, row_of)]
     table(
         "otu_table.tsv",
         ["ASV", *counts.samples],
