@@ -14,6 +14,7 @@ import pytest
 
 from bioscan_xla import run_classification_pipeline
 from bioscan_xla.classification.counts import read_counts
+from bioscan_xla.classification.darwin_core import read_known_taxa
 from bioscan_xla.classification.formats import krona_path, qiime_taxon, sintax_line
 from bioscan_xla.classification.journal import read_rows
 from bioscan_xla.classification.kmers import reverse_complement
@@ -184,6 +185,26 @@ def test_a_table_that_lies_on_its_side_is_told(data, tmp_path):
             table=str(tmp_path / "t.tsv"),
             num_trials=0,
         )
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("scientificName,AphiaID\nAus bus,12\n\nCus,\n", "urn:lsid:marinespecies.org:taxname:12"),
+        ("taxonKey\tName\n12\tAus bus \n", "https://www.gbif.org/species/12"),
+        ("name;scientificNameID\nAus bus;x:12;more\n", "x:12"),
+        ("name,id\nAus bus,12\n", r"needs a column .* it has name, id"),
+        ("", "it has no header"),
+        ("name,AphiaID\nA\u00fcs bus,12\n", "is not UTF-8"),
+    ],
+)
+def test_known_taxa(tmp_path, text, told):
+    (tmp_path / "taxa").write_text(text, encoding="latin-1")
+    if "12" in told:
+        assert read_known_taxa(str(tmp_path / "taxa")) == {"Aus bus": told}
+    else:
+        with pytest.raises(InputError, match=told):
+            read_known_taxa(str(tmp_path / "taxa"))
 
 
 def test_strands_of_a_sequence_are_one_occurrence_and_no_read_counts_twice(data, tmp_path):

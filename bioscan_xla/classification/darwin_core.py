@@ -24,7 +24,7 @@ import numpy as np
 
 from ..errors import InputError
 from ..reads.lineages import RANKS
-from .counts import Counts
+from .counts import Counts, table_lines
 from .formats import Row, known_part, names_of
 from .record import lineage_text
 from .samples import Sample
@@ -101,25 +101,24 @@ def read_known_taxa(path: str) -> dict[str, str]:
     """
     if not Path(path).is_file():
         raise InputError(f"{path}: no such file; check the path of --known-taxa")
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        delimiter = "\t" if "\t" in file.readline() else ","
-        file.seek(0)
-        reader = csv.DictReader(file, delimiter=delimiter)
-        columns = {name.lower(): name for name in reader.fieldnames or ()}
-        name = next((columns[n] for n in ("scientificname", "name", "taxon") if n in columns), None)
-        makes = {
-            "scientificnameid": "{}",
-            "aphiaid": "urn:lsid:marinespecies.org:taxname:{}",
-            "taxonkey": "https://www.gbif.org/species/{}",
-        }
-        key = next((k for k in makes if k in columns), None)
-        if name is None or key is None:
-            raise InputError(
-                f"{path}: needs a column scientificName and one of scientificNameID, AphiaID or "
-                f"taxonKey; it has {', '.join(reader.fieldnames or ()) or 'no header'}"
-            )
-        rows = [(row[name] or "", (row[columns[key]] or "").strip()) for row in reader]
-    return {taxon.strip(): makes[key].format(found) for taxon, found in rows if found}
+    lines = table_lines(path)
+    header = next(lines, [])
+    columns = {name.strip().lower(): at for at, name in enumerate(header)}
+    name = next((columns[n] for n in ("scientificname", "name", "taxon") if n in columns), None)
+    makes = {
+        "scientificnameid": "{}",
+        "aphiaid": "urn:lsid:marinespecies.org:taxname:{}",
+        "taxonkey": "https://www.gbif.org/species/{}",
+    }
+    key = next((k for k in makes if k in columns), None)
+    if name is None or key is None:
+        raise InputError(
+            f"{path}: needs a column scientificName and one of scientificNameID, AphiaID or "
+            f"taxonKey; it has {', '.join(header) or 'no header'}"
+        )
+    last = max(name, columns[key])
+    pairs = [(row[name].strip(), row[columns[key]].strip()) for row in lines if len(row) > last]
+    return {taxon: makes[key].format(found) for taxon, found in pairs if found}
 
 
 def write_archive(
