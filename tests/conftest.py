@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Programs for XLA's CPU backend run for milliseconds here: compiling them well takes longer.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 import torch
 from safetensors.torch import load_file
