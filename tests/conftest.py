@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -104,6 +106,17 @@ def training_sample(tmp_path_factory):
     """A labelled Parquet of 60 sequences."""
     path = tmp_path_factory.mktemp("sample") / "sample.parquet"
     write_sample(path, 60)
+    return str(path)
+
+
+@pytest.fixture(scope="session")
+def short_sample(training_sample):
+    """The same, each cut to 90 bases: one row width, so that little is compiled."""
+    table = pq.read_table(training_sample)
+    short = pc.utf8_slice_codeunits(table["dna_sequence"], 0, 90)
+    at = table.schema.get_field_index("dna_sequence")
+    path = Path(training_sample).with_name("short.parquet")
+    pq.write_table(table.set_column(at, "dna_sequence", short), path)
     return str(path)
 
 

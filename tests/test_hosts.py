@@ -10,8 +10,6 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -99,15 +97,10 @@ def end(*processes):
 
 
 @pytest.fixture(scope="module")
-def mesh_options(training_sample, model_folder, tmp_path_factory):
-    """Options of a run on the mesh with one row width, so that little is compiled."""
-    folder = tmp_path_factory.mktemp("mesh")
-    table = pq.read_table(training_sample)
-    short = pc.utf8_slice_codeunits(table["dna_sequence"], 0, 90)
-    at = table.schema.get_field_index("dna_sequence")
-    pq.write_table(table.set_column(at, "dna_sequence", short), folder / "short.parquet")
+def mesh_options(short_sample, model_folder, tmp_path_factory):
+    """Options of a run on the mesh."""
     return {
-        **small_run(str(folder / "short.parquet"), model_folder, str(folder / "one")),
+        **small_run(short_sample, model_folder, str(tmp_path_factory.mktemp("mesh") / "one")),
         "device": "xla",
         "dropout": 0.0,
         "reverse_complement": 0.5,

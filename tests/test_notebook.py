@@ -90,7 +90,7 @@ def test_it_runs_whole_as_it_stands_by_the_command_of_the_guide(tmp_path):
 @pytest.mark.skipif(
     importlib.util.find_spec("torch_xla") is None, reason="torch_xla is not installed"
 )
-def test_it_runs_whole_on_a_mesh_with_other_data(training_sample, model_folder, tmp_path):
+def test_it_runs_whole_on_a_mesh_with_other_data(short_sample, model_folder, tmp_path):
     """One process embeds, trains and searches on eight virtual devices, as it would on a TPU."""
     (tmp_path / "demo").mkdir()
     write_query(tmp_path / "new.fasta")
@@ -98,8 +98,8 @@ def test_it_runs_whole_on_a_mesh_with_other_data(training_sample, model_folder, 
         tmp_path,
         {
             "DEVICE": "xla",
-            "INPUT": training_sample,
-            "LABELLED": training_sample,
+            "INPUT": short_sample,
+            "LABELLED": short_sample,
             "MODEL": model_folder,
             "QUERY": "new.fasta",
             # Without dropout, which takes seconds a step there.
