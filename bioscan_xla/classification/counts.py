@@ -190,8 +190,8 @@ def table_lines(path: str) -> Iterator[list[str]]:
                     yield [row[0].lstrip("#").strip(), *row[1:]]
     except UnicodeDecodeError as error:
         raise InputError(
-            f"{path}: is not UTF-8 text ({error.reason} at byte {error.start}); save it as "
-            "'CSV UTF-8' or as tab-separated text"
+            f"{path}: is not UTF-8 text ({error.reason}); save it as 'CSV UTF-8', or as "
+            "tab-separated text in UTF-8"
         ) from error
     except csv.Error as error:
         raise InputError(f"{path}: cannot be read as a table ({error})") from error
