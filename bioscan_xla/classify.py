@@ -98,7 +98,7 @@ def summary(config: ClassifyConfig, result: dict[str, Any]) -> str:
     if archive := result.get("darwin_core"):
         lines.append(
             f"dwca.zip: {_count(archive['occurrences'], 'occurrence')}; left out: "
-            f"{archive['of_controls']:,} from negative controls, {archive['without_place']:,} "
+            f"{archive['of_controls']:,} from controls, {archive['without_place']:,} "
             "without position or date"
         )
     lines.append(f"results in {config.output}: report.html, classified.parquet, taxonomy.tsv ...")

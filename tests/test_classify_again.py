@@ -65,7 +65,7 @@ def test_counts_that_fit_nothing_leave_no_files_of_other_counts(data, again, tmp
 def test_reads_of_sequences_that_have_no_name_are_told(data, again, tmp_path, caplog):
     (tmp_path / "counts.tsv").write_text("#OTU ID\tA\nq0\t3\nbad\t40\nnobody\t5\n")
     again(table=str(tmp_path / "counts.tsv"))
-    told = "no named sequence: 2 of 3, such as 'bad', with 45 of 48 reads"
+    told = "without a named sequence of their own: 2 of 3, such as 'bad', with 45 of 48 reads"
     assert told in caplog.text
     assert "bad" in (tmp_path / "out/phyloseq/otu_table.tsv").read_text()
     assert (tmp_path / "out/krona.txt").read_text().startswith("3\t")

@@ -14,7 +14,7 @@ import pytest
 
 from bioscan_xla import run_classification_pipeline
 from bioscan_xla.classification.counts import read_counts
-from bioscan_xla.classification.darwin_core import read_known_taxa
+from bioscan_xla.classification.darwin_core import _reason_to_leave_out, read_known_taxa
 from bioscan_xla.classification.formats import krona_path, qiime_taxon, sintax_line
 from bioscan_xla.classification.journal import read_rows
 from bioscan_xla.classification.kmers import reverse_complement
@@ -155,6 +155,7 @@ def test_a_table_that_is_not_utf8_is_named(tmp_path):
         ("id\tS\tT\na\t1\t2\nb\t1\t-4\n", r"row 2 \(b\), column 'T': -4 is not a count"),
         ("id\tS\na\tinf\n", "inf is not a count"),
         ("id\tS\na\t1\na\t2\n", "row 'a' occurs twice"),
+        ("id\tS\tT\tTotal\na\t1\t2\t3\nb\t0\t4\t4\n", "column 'Total' is the sum of the others"),
         ("id\tS\tS\na\t1\t2\n", "column 'S' occurs twice"),
         (">a\nACGT\n", "holds sequences, not counts"),
         ("id\na\nb\n", "has no column of counts"),
@@ -253,8 +254,20 @@ def test_samples_that_are_wrong_are_refused(tmp_path):
     with pytest.raises(InputError, match="sample 'X' has two rows that differ"):
         samples_of(tmp_path, "sample\tlatitude\nX\t9\nX\t8\n")
     assert samples_of(tmp_path, "sample\tlatitude\nX\t9\nX\t9\n")[0].latitude == 9
+    with pytest.raises(InputError, match="column 'date' occurs twice; keep one"):
+        samples_of(tmp_path, "sample\tdate\tdate\nX\t2024\t2020\n")
+    with pytest.raises(InputError, match=r"is '10,5'.* write a point, not a comma"):
+        samples_of(tmp_path, "sample\tlatitude\nX\t10,5\n")
     with pytest.raises(InputError, match=r"row 1 \(X\) has 4 cells where the header has 3"):
         samples_of(tmp_path, "sample,place,latitude\nX,Bergen, Norway,60\n")
+
+
+@pytest.mark.parametrize("category", ["positive control", "Mock community", "pos control"])
+def test_positive_controls_are_no_occurrences(tmp_path, category):
+    text = f"sample\tcategory\tlat\tlon\tdate\nX\t{category}\t1\t2\t2024\nY\twater\t1\t2\t2024\n"
+    samples = samples_of(tmp_path, text, ["X", "Y"])
+    assert [sample.is_control for sample in samples] == [False, False]
+    assert [_reason_to_leave_out(sample) for sample in samples] == ["of_controls", None]
 
 
 def test_all_that_is_wrong_with_samples_is_told_at_once(tmp_path):
@@ -312,6 +325,7 @@ def test_dates_are_iso_8601(tmp_path, text, told):
         ("is_control", "TRUE", True),
         ("control", "no", False),
         ("control", "extraction blank", True),
+        ("samp_category", "extraction control", True),
     ],
 )
 def test_negative_controls_are_known_by_their_category(tmp_path, column, value, is_control):

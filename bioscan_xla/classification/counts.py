@@ -86,7 +86,19 @@ def read_counts(path: str) -> Counts:
         twice = [name for name, number in Counter(names).items() if number > 1]
         if twice:
             raise InputError(f"{path}: the {kind} {twice[0]!r} occurs twice; add up its counts")
+    _refuse_sums(path, counts)
     return counts
+
+
+def _refuse_sums(path: str, counts: Counts) -> None:
+    sums = np.asarray(counts.matrix.sum(1)).ravel()
+    for column, name in enumerate(counts.samples):
+        if re.fullmatch(r"(row\W?)?(total|sum)s?", name.strip(), re.IGNORECASE):
+            reads = np.asarray(counts.matrix[:, [column]].sum(1)).ravel()
+            if len(counts.samples) > 1 and (2 * reads == sums).all():
+                raise InputError(
+                    f"{path}: the column {name!r} is the sum of the others, not a sample; remove it"
+                )
 
 
 def _read_biom(path: str) -> Counts:

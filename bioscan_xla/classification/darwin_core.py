@@ -2,7 +2,7 @@
 
 Input: classified rows, counts, samples, identifiers of known taxa. Output: `dwca.zip`.
 Invariants: every occurrence has the terms that GBIF and OBIS require, and an id of its own, so that
-equal sequences of a sample are one; a sample without position or date, and a negative control,
+equal sequences of a sample are one; a sample without position or date, and a control of any kind,
 makes no occurrence and is counted; an unknown name is `incertae sedis`, and what the classifier
 said stands in verbatimIdentification.
 
@@ -227,7 +227,7 @@ def _cell(value: object) -> str:
 
 
 def _reason_to_leave_out(sample: Sample) -> str | None:
-    if sample.is_control:
+    if sample.is_control or sample.is_positive_control:
         return "of_controls"
     if sample.latitude is None or sample.longitude is None or sample.date is None:
         return "without_place"

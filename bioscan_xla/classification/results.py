@@ -210,12 +210,12 @@ def _check_matches(
     lost = np.setdiff1d(np.arange(rows), list(row_of.values()))
     if len(lost):
         log.warning(
-            "rows of %s that match no named sequence: %d of %d, such as %r, with %d of %d reads. "
-            "In table.biom and phyloseq they have no lineage; they are in no other file",
+            "rows of %s without a named sequence of their own: %d of %d, such as %r, with %d of %d "
+            "reads. In table.biom and phyloseq they have no lineage; they are in no other file",
             table,
             len(lost),
             rows,
-            counts.ids[lost[0]],
+            _shorten(counts.ids[lost[0]], 50),
             counts.matrix[lost].sum(),
             counts.matrix.sum(),
         )
@@ -229,17 +229,22 @@ def _check_matches(
         )
 
 
+def _shorten(text: str, most: int) -> str:
+    """The text, or its beginning: a name may be a whole sequence."""
+    return text if len(text) <= most else text[:most] + "..."
+
+
 def _no_match(folder: Path, table: str, counts: Counts) -> InputError:
     names = set(counts.samples)
-    turned = any(row["sequence_id"] in names for row in read_rows(folder, ["sequence_id"]))
+    ids = [row["sequence_id"] for row in read_rows(folder, ["sequence_id"])]
     remedy = (
-        "its columns are; transpose it, so that rows are sequences and columns samples"
-        if turned
-        else "the ids must be the same"
+        f"the ids must be the same, such as {_shorten(ids[0], 50)!r}" if ids else "none is named"
     )
+    if any(name in names for name in ids):
+        remedy = "its columns are; transpose it, so that rows are sequences and columns samples"
     return InputError(
-        f"{table}: none of its rows, such as {counts.ids[0]!r}, is a sequence of the input; "
-        f"{remedy}. The names are in classified.parquet"
+        f"{table}: none of its rows, such as {_shorten(counts.ids[0], 50)!r}, is a sequence of the "
+        f"input; {remedy}. The names are in classified.parquet"
     )
 
 

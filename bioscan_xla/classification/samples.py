@@ -6,6 +6,7 @@ such as "not applicable" counts as missing.
 """
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
@@ -19,8 +20,12 @@ _NO_VALUE = re.compile(
     r"|missing.*|restricted access)$",
     re.IGNORECASE,
 )
-_CONTROL = re.compile(r"negative|blank|\bntc\b|no.template|^neg|^control$", re.IGNORECASE)
-_YES = re.compile(r"^(true|yes|y|1)$", re.IGNORECASE)
+_CONTROL = re.compile(
+    r"negative|blank|\bntc\b|no.template|^neg|^control$|(extraction|pcr|filtration|field).control",
+    re.IGNORECASE,
+)
+_POSITIVE = re.compile(r"positive|^pos\b|\bmock\b", re.IGNORECASE)
+_YES = re.compile(r"^(true|t|yes|y|1)$", re.IGNORECASE)
 _DATE = re.compile(
     r"^\d{4}(-\d\d(-\d\d(T\d\d[\d:.,]*(Z|[+-]\d\d[\d:]*)?)?)?)?(/\d\d[\dT:.,Z+-]*)?$"
 )
@@ -61,6 +66,7 @@ class Sample:
         category: of the sample; None if not given.
         is_control: True for negative controls, by a word such as "negative control" or "blank" in
             the category or in a column for controls, or by "yes" in the latter.
+        is_positive_control: True where these say "positive control" or "mock community".
     """
 
     name: str
@@ -72,6 +78,7 @@ class Sample:
     date: str | None = None
     category: str | None = None
     is_control: bool = False
+    is_positive_control: bool = False
 
 
 def read_samples(paths: Sequence[str], names: Sequence[str]) -> list[Sample]:
@@ -128,6 +135,9 @@ def _read_metadata(path: str) -> list[dict[str, str]]:
         raise InputError(f"{path}: no such metadata file; check the path")
     lines = table_lines(path)
     header = next(lines, [])
+    twice = [column for column, number in Counter(header).items() if column and number > 1]
+    if twice:
+        raise InputError(f"{path}: the column {twice[0]!r} occurs twice; keep one")
     rows = []
     for number, cells in enumerate(lines, 1):
         if any(cell.strip() for cell in cells[len(header) :]):
@@ -179,9 +189,10 @@ def _make_sample(name: str, fields: Mapping[str, str], problems: list[str]) -> S
         except ValueError:
             result = float("nan")
         if not low <= result <= high:
+            hint = "; write a point, not a comma" if re.match(r"^-?\d+,\d+$", text) else ""
             problems.append(
                 f"{column_of(kind)} of sample {name!r} is {text!r}; it must be a number from "
-                f"{low:g} to {high:g}, in {unit}"
+                f"{low:g} to {high:g}, in {unit}{hint}"
             )
         return result
 
@@ -200,6 +211,11 @@ def _make_sample(name: str, fields: Mapping[str, str], problems: list[str]) -> S
             f"{column_of('max_depth_m')} of sample {name!r} is {deepest:g}, less than "
             f"{column_of('min_depth_m')}, {shallowest:g}"
         )
+    words = [word for word in (category, control) if word]
+    is_positive = any(_POSITIVE.search(word) for word in words)
+    is_control = not is_positive and (
+        any(_CONTROL.search(word) for word in words) or bool(control and _YES.match(control))
+    )
     return Sample(
         name,
         dict(fields),
@@ -209,8 +225,8 @@ def _make_sample(name: str, fields: Mapping[str, str], problems: list[str]) -> S
         deepest,
         when,
         category,
-        any(_CONTROL.search(word) for word in (category, control) if word)
-        or bool(control and _YES.match(control)),
+        is_control,
+        is_positive,
     )
 
 
